@@ -1,0 +1,151 @@
+"""The courier: the Flower ClientApp of a hospital. It holds no data and no keys and understands no envelope.
+
+It takes the envelope out of a message, hands it to the guard, and sends back the guard's bytes. Whatever
+goes wrong, one of three fixed codes leaves and no text: Flower would send an exception's words to the server
+verbatim. Nothing here imports torch, pandas or the data code; the guard does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from cohortium.common.protocol.flower import CARRY, HELLO, Parcel, Refusal, reply, unpack
+
+
+class GuardPort(Protocol):
+    """The guard as the courier sees it: a name for routing, and bytes to bytes."""
+
+    @property
+    def site(self) -> str: ...
+
+    def handle(self, envelope: bytes) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+Opener = Callable[[Path], GuardPort]
+
+
+def open_in_process(directory: Path) -> GuardPort:
+    """The guard of a site's directory, in this process: simulations only."""
+    from cohortium.client.guard import open_guard
+
+    return open_guard(directory)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Courier:
+    """The two handlers, and where to find the guard.
+
+    directories: in a simulation the site directory of each partition; empty in the field, where only the
+    hospital's own node configuration says where the guard is. The run's configuration is never asked: the
+    coordinator writes that one.
+    A module-level class, so that Ray pickles it by reference and the guards stay cached in its workers.
+    """
+
+    directories: tuple[Path, ...] = ()
+    opener: Opener = open_in_process
+
+    def hello(self, message: Message, context: Context) -> Message:
+        """Which site is this? The label only; a guard that cannot be opened says so by code."""
+        try:
+            parcel = Parcel(site=self._guard(context).site)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            parcel = Parcel(refusal=Refusal.NO_GUARD)
+        return reply(parcel, to=message)
+
+    def carry(self, message: Message, context: Context) -> Message:
+        """Envelope in, envelope out, or a fixed code."""
+        return reply(self._carry(message, context), to=message)
+
+    def _carry(self, message: Message, context: Context) -> Parcel:
+        # BaseException, because SystemExit too would reach the server with its text. Ctrl-C has no text and
+        # must stop a simulation.
+        try:
+            envelope = unpack(message.content).envelope
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            return Parcel(refusal=Refusal.BAD_PARCEL)
+        try:
+            guard = self._guard(context)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            return Parcel(refusal=Refusal.NO_GUARD)
+        try:
+            return Parcel(envelope=guard.handle(envelope), site=guard.site)
+        except BaseException as error:
+            # What the guard holds in memory may be half done: the next message opens it again from disk.
+            _forget(guard)
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            return Parcel(refusal=Refusal.GUARD_FAILED)
+
+    def _guard(self, context: Context) -> GuardPort:
+        # The site containers put a socket's address here; a directory is for simulations.
+        directory = context.node_config.get("site-directory")
+        if directory is None:
+            directory = self.directories[int(context.node_config["partition-id"])]
+        return _opened(Path(str(directory)), self.opener)
+
+
+# Ray may run any site's message in any of its processes, so guards are cached per process and keep their
+# state on disk; each guard checks for itself that what it remembers is what the disk says. The directory's
+# inode is part of the key: a directory that was deleted and made anew is another site.
+_open_guards: dict[tuple[str, int, int], GuardPort] = {}
+_lock = threading.Lock()
+
+
+def _opened(directory: Path, opener: Opener) -> GuardPort:
+    status = os.stat(directory)
+    key = (str(directory), status.st_dev, status.st_ino)
+    with _lock:
+        guard = _open_guards.get(key)
+        if guard is None:
+            guard = _open_guards[key] = opener(directory)
+        return guard
+
+
+def _forget(guard: GuardPort) -> None:
+    with _lock:
+        for key in [key for key, known in _open_guards.items() if known is guard]:
+            del _open_guards[key]
+    _close(guard)
+
+
+def close_guards() -> None:
+    """Close every guard that this process opened; a simulation does so at its end."""
+    with _lock:
+        guards = list(_open_guards.values())
+        _open_guards.clear()
+    for guard in guards:
+        _close(guard)
+
+
+def _close(guard: GuardPort) -> None:
+    # A guard that failed may fail again while it closes; its disk is the truth.
+    with contextlib.suppress(Exception):
+        guard.close()
+
+
+def courier_app(courier: Courier) -> ClientApp:
+    """The ClientApp around a courier."""
+    client = ClientApp()
+    client.query(HELLO)(courier.hello)
+    client.query(CARRY)(courier.carry)
+    return client
+
+
+app = courier_app(Courier())

@@ -1,0 +1,98 @@
+"""An officer's approval of one plan for one run: what the guard needs before it answers anything.
+
+A proposal is an envelope signed by the coordinator: plan, run, the sites' public keys, the dictionary. The officer
+approves it by a signature; both lie in the site's directory under approved/RUN/ and are verified at every start.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from cohortium.client.policy import Policy
+from cohortium.common.errors import ProtocolError, Refused
+from cohortium.common.privacy.plan import Plan
+from cohortium.common.protocol.messages import Message, digest, unseal
+from cohortium.common.protocol.signing import load_public, public_from_raw, sign_statement, verify_statement
+from cohortium.common.schema import Schema
+
+COORDINATOR = "coordinator"
+PURPOSE = "plan-approval"
+_RUN = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proposal:
+    """What the coordinator signed."""
+
+    run: str
+    plan: Plan
+    identities: dict[str, Ed25519PublicKey]
+    schema: Schema
+    envelope: bytes
+
+
+def proposal_message(*, run: str, plan: Plan, identities: dict[str, str], schema: Schema) -> Message:
+    """The proposal before it is sealed. identities: site -> hex of its Ed25519 key."""
+    return Message(
+        kind="study.proposal", sender=COORDINATOR,
+        fields={"run": run, "plan": plan.to_json(), "identities": identities},
+        blobs={"dictionary": json.dumps(schema.to_dict(), sort_keys=True).encode()},
+    )  # fmt: skip
+
+
+def read_proposal(envelope: bytes, coordinator: Ed25519PublicKey) -> Proposal:
+    """A proposal, verified: signed by this coordinator, and plan, dictionary and keys fit together."""
+    message = unseal(envelope, coordinator, sender=COORDINATOR)
+    if message.kind != "study.proposal":
+        raise ProtocolError("PROPOSAL-FORM", "not a proposal")
+    try:
+        run, plan = message.fields["run"], Plan.from_json(message.fields["plan"])
+        schema = Schema.from_dict(json.loads(message.blobs["dictionary"]))
+        identities = {s: public_from_raw(bytes.fromhex(k)) for s, k in message.fields["identities"].items()}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise ProtocolError("PROPOSAL-FORM", "the proposal cannot be read") from None
+    if not (isinstance(run, str) and _RUN.fullmatch(run)):
+        raise ProtocolError("PROPOSAL-FORM", "a run's id is lower-case letters, digits and dashes")
+    if schema.digest() != plan.dictionary_digest:
+        raise ProtocolError("PROPOSAL-DICTIONARY", "the dictionary is not the one that the plan names")
+    if set(identities) != set(plan.sites):
+        raise ProtocolError("PROPOSAL-SITES", "the proposal's keys are not those of the plan's sites")
+    return Proposal(run=run, plan=plan, identities=identities, schema=schema, envelope=envelope)
+
+
+def approve(site: Path, envelope: bytes, officer: Ed25519PrivateKey) -> Proposal:
+    """Check a proposal against the site's policy and put the officer's signature beside it."""
+    policy = Policy.load(site / "site.toml")
+    proposal = read_proposal(envelope, public_from_raw(bytes.fromhex(policy.coordinator_key)))
+    policy.check(proposal.plan)
+    folder = site / "approved" / proposal.run
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "proposal.bin").write_bytes(envelope)
+    (folder / "approval.sig").write_bytes(sign_statement(officer, PURPOSE, _statement(policy.name, proposal)))
+    return proposal
+
+
+def load_approved(site: Path, policy: Policy, run: str) -> Proposal:
+    """The approved proposal of a run; Refused GUARD-NOT-APPROVED without the officer's valid signature."""
+    if not _RUN.fullmatch(run):
+        raise Refused("GUARD-NOT-APPROVED", "no such run was approved here")
+    folder = site / "approved" / run
+    try:
+        envelope, signature = (folder / "proposal.bin").read_bytes(), (folder / "approval.sig").read_bytes()
+    except OSError:
+        raise Refused("GUARD-NOT-APPROVED", "no such run was approved here") from None
+    proposal = read_proposal(envelope, public_from_raw(bytes.fromhex(policy.coordinator_key)))
+    officer = load_public(site / "officer.pub")
+    verify_statement(officer, PURPOSE, _statement(policy.name, proposal), signature, code="GUARD-NOT-APPROVED")
+    if proposal.run != run:
+        raise Refused("GUARD-NOT-APPROVED", "the approval is for another run")
+    return proposal
+
+
+def _statement(site: str, proposal: Proposal) -> dict[str, str]:
+    return {"site": site, "run": proposal.run, "plan": proposal.plan.digest, "proposal": digest(proposal.envelope)}

@@ -1,0 +1,133 @@
+"""THE DOOR. Everything that leaves a hospital is checked, charged, recorded and signed in this one file.
+
+    open   before the records are read: plan approved, release not yet answered, cap holds; charge it ON DISK
+    send   the only function that makes bytes for the outside: an envelope of a kind and with the fields listed in
+           OUTBOUND, and numbers that come from records only as a `Released` (noised) that `open` has charged
+
+Nothing else in this package signs an envelope or writes to a socket (tests/test_layers.py keeps it so).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from cohortium.client.policy import Policy
+from cohortium.common.errors import ProtocolError, Refused
+from cohortium.common.privacy.accountant import RdpFilter
+from cohortium.common.privacy.ledger import Ledger
+from cohortium.common.privacy.plan import Plan, Stage
+from cohortium.common.privacy.release import Released
+from cohortium.common.protocol.messages import Message, digest, seal
+from cohortium.common.queries import AnyQuery, Gradient
+
+OUTBOUND: dict[str, frozenset[str]] = {
+    # kind: exactly these fields. Only the two kinds of CARRIES_RECORDS hold numbers made from records.
+    "site.hello": frozenset({"run", "plan", "lines", "channel"}),
+    "sum.prepared": frozenset({"context", "announced"}),
+    "sum.masked": frozenset({"context", "roster"}),
+    "sum.vote": frozenset({"context", "ballot", "signature"}),
+    "site.revealed": frozenset({"revealed", "lines", "prepared"}),
+    "site.noised": frozenset({"run", "index", "lattice", "lines"}),
+    "site.finished": frozenset({"run", "lines"}),
+    "site.refused": frozenset({"code"}),
+}
+CARRIES_RECORDS = frozenset({"sum.masked", "site.noised"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Permit:
+    """A release that is charged and may now be computed and sent once."""
+
+    run: str
+    index: int
+    stage: Stage
+    head: str  # the ledger's head after the reservation: names the noise's key
+
+
+class Gate:
+    """One hospital's door."""
+
+    def __init__(self, *, policy: Policy, ledger: Ledger, key: Ed25519PrivateKey) -> None:
+        self._policy, self._ledger, self._key = policy, ledger, key
+
+    def open(self, *, plan: Plan, run: str, index: int, query: AnyQuery) -> Permit:
+        """Check the query against the approved plan, then charge it. On disk before this returns.
+
+        Raises Refused with a code; nothing was charged then.
+        """
+        self._policy.check(plan)
+        stage = plan.stage_of(index)
+        steps = query.local.steps if isinstance(query, Gradient) and query.local is not None else 1
+        local = isinstance(query, Gradient) and query.local is not None
+        if (query.kind, query.part, steps) != (stage.kind, stage.part, stage.steps):
+            raise Refused("GATE-NOT-IN-PLAN", "the plan has another kind, part or number of steps there")
+        if local and plan.mode != "local":
+            raise Refused("GATE-NOT-IN-PLAN", "local steps need the trust mode `local`")
+        if query.dim > stage.max_dim:
+            raise Refused("GATE-SIZE", "the answer would be larger than the plan says")
+        self._check_cap(plan, stage)
+        line = self._ledger.reserve(
+            run=run, release_id=str(index), event=stage.event, count=stage.steps, plan_digest=plan.digest,
+            purpose=stage.name,
+        )  # fmt: skip
+        return Permit(run=run, index=index, stage=stage, head=line.hash)
+
+    def _check_cap(self, plan: Plan, stage: Stage) -> None:
+        if not plan.private:
+            return  # a rehearsal without noise has no price that a cap could hold; policy.check allowed it
+        cap = RdpFilter(epsilon=self._policy.lifetime_epsilon, delta=self._policy.lifetime_delta)
+        charged = [
+            (event, count) for event, count in self._ledger.charged_events() if event.kind != "non-private"
+        ]
+        if not cap.allows([*charged, (stage.event, stage.steps)]):
+            raise Refused(
+                "GATE-CAP", "this release would pass the hospital's lifetime cap",
+                hint="[policy] lifetime_epsilon is the officer's to raise",
+            )  # fmt: skip
+
+    def send(
+        self, message: Message, *, permit: Permit | None = None, released: Released | None = None
+    ) -> bytes:
+        """The signed envelope of a message that may leave.
+
+        A message made from records needs its permit and the noised `Released` it was made from. The caller stores
+        the envelope and then calls `sealed`; until that is on disk it must not hand it to the courier.
+        """
+        if OUTBOUND.get(message.kind) != frozenset(message.fields):
+            raise ProtocolError("GATE-KIND", "a message of that kind or with those fields does not leave")
+        _check_fields(message.fields)
+        if (message.kind in CARRIES_RECORDS) != (permit is not None and released is not None):
+            raise ProtocolError(
+                "GATE-PERMIT", "numbers from records leave with a permit, and nothing else does"
+            )
+        if permit is not None and released is not None:
+            if (released.event, released.count) != (permit.stage.event, permit.stage.steps):
+                raise ProtocolError("GATE-EVENT", "what was run is not what was charged")
+            if set(message.blobs) != {"values"} or len(message.blobs["values"]) != 8 * len(released.values):
+                raise ProtocolError("GATE-KIND", "a release leaves as one vector of its length")
+        return seal(message, self._key)
+
+    def sealed(self, permit: Permit, envelope: bytes) -> None:
+        """Record that exactly these bytes may leave; from now on only they, however often."""
+        self._ledger.advance(permit.run, str(permit.index), "SEALED", digest=digest(envelope))
+
+    def released(self, run: str, index: int, *, ballot: str = "") -> None:
+        """Record that the release is over."""
+        # May wait for the next line: losing it leaves SEALED, and only the same bytes can be sent again.
+        self._ledger.advance(run, str(index), "RELEASED", digest=ballot or None, later=True)
+
+
+def _check_fields(value: Any, depth: int = 0) -> None:
+    """Fields are words and small integers of the protocol: no floats, nothing long, nothing nested deeply."""
+    if depth > 6 or not isinstance(value, (str, int, list, dict, type(None))) or isinstance(value, bool):
+        raise ProtocolError("GATE-FIELD", "a field of a type that does not leave")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_fields(key, depth + 1)
+            _check_fields(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_fields(item, depth + 1)

@@ -1,0 +1,380 @@
+"""The guard: the hospital's process that owns records, keys and ledger. Envelope in, envelope out.
+
+It answers the releases of a plan that its officer approved, each once. All of its state is on disk before an
+answer leaves, so it may be killed between any two instructions and opened again, in this process or another.
+Whatever goes wrong, the outside learns one code of `CODES`; the words stay in the site's own log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from cohortium.client.approval import COORDINATOR, Proposal, load_approved
+from cohortium.client.gate import Gate
+from cohortium.client.policy import Policy
+from cohortium.client.records import load_records
+from cohortium.client.vault import Vault
+from cohortium.common.encoding import Records
+from cohortium.common.errors import CohortiumError, ProtocolError, Refused
+from cohortium.common.privacy.entropy import (
+    Entropy,
+    Material,
+    Purpose,
+    SeededEntropy,
+    SystemEntropy,
+    patient_uniforms,
+)
+from cohortium.common.privacy.ledger import Ledger
+from cohortium.common.privacy.release import Released, release
+from cohortium.common.protocol.channels import ChannelKeys, Directory, open_channel
+from cohortium.common.protocol.fixedpoint import to_ring
+from cohortium.common.protocol.messages import Message, digest, unseal
+from cohortium.common.protocol.round_messages import RevealRequest, Roster, RoundParams, SurvivorSet
+from cohortium.common.protocol.secure_sum import Phase, SiteRound
+from cohortium.common.protocol.signing import load_private, public_from_raw
+from cohortium.common.queries import AnyQuery, Gradient, Part, from_wire
+
+CODES = {
+    # first letters of an error's code -> what the outside may learn
+    "MSG": "BAD-ENVELOPE", "WIRE": "BAD-ENVELOPE", "QUERY": "BAD-QUERY", "PLAN": "BAD-PLAN",
+    "PROPOSAL": "BAD-PLAN", "GUARD": "REFUSED", "POLICY": "REFUSED-POLICY", "GATE": "REFUSED", "CAP": "REFUSED-CAP",
+    "LEDGER": "REFUSED-LEDGER", "SUM": "BAD-ROUND", "RELEASE": "BAD-QUERY", "FIXED": "BAD-ROUND",
+    "TABLE": "DATA-PROBLEM", "DICT": "DATA-PROBLEM", "DATA": "DATA-PROBLEM", "SOURCE": "DATA-PROBLEM",
+}  # fmt: skip
+INTERNAL = "GUARD-INTERNAL"
+
+
+def open_guard(directory: Path) -> Guard:
+    """The guard of a site's directory; keeps its ledger open (one process per site)."""
+    return Guard(directory)
+
+
+def open_shared_guard(directory: Path) -> Guard:
+    """The same, but lets the ledger go after every message: engines that move a site between processes."""
+    return Guard(directory, shared=True)
+
+
+class Guard:
+    """One hospital. `handle` is the whole interface."""
+
+    def __init__(self, directory: Path, *, shared: bool = False) -> None:
+        self._directory = Path(directory)
+        self._policy = Policy.load(self._directory / "site.toml")
+        self._key = load_private(self._directory / "site.key")
+        self._coordinator = public_from_raw(bytes.fromhex(self._policy.coordinator_key))
+        self._shared = shared
+        self._ledger: Ledger | None = None
+        self._vault: Vault | None = None
+        self._proposal: Proposal | None = None
+        self._records: dict[str, dict[Part, Records]] = {}
+        self._thread = threading.Lock()
+        seed = self._policy.rehearsal.seed if self._policy.rehearsal else None
+        self._entropy: Entropy = SystemEntropy() if seed is None else SeededEntropy(seed=seed, site=self.site)
+
+    @property
+    def site(self) -> str:
+        return self._policy.name
+
+    def close(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+        if self._vault is not None:
+            self._vault.close()
+            self._vault = None
+
+    def handle(self, envelope: bytes) -> bytes:
+        """Answer one envelope of the coordinator. Never raises for what the outside sent; never explains."""
+        with self._thread, self._alone():
+            try:
+                message = unseal(envelope, self._coordinator, sender=COORDINATOR)
+                return self._dispatch(message)
+            except CohortiumError as error:
+                code = CODES.get(error.code.split("-")[0], INTERNAL)
+                return self._refuse(code, error.code, error.sentence)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                return self._refuse("BAD-ENVELOPE", type(error).__name__, "a message's field is missing or malformed")
+            finally:
+                if self._shared:
+                    self.close()
+
+    # ---- messages -------------------------------------------------------------------------------------------
+
+    def _dispatch(self, message: Message) -> bytes:
+        fields = message.fields
+        proposal = self._approved(fields["run"])
+        handlers = {
+            "run.hello": self._hello, "run.prepare": self._prepare, "run.ask": self._ask,
+            "run.survivors": self._survivors, "run.reveal": self._reveal, "run.finish": self._finish,
+        }  # fmt: skip
+        if message.kind not in handlers:
+            raise ProtocolError("MSG-KIND", "a guard does not know that kind of message")
+        return handlers[message.kind](proposal, message)
+
+    def _hello(self, proposal: Proposal, message: Message) -> bytes:
+        channel = None
+        if proposal.plan.mode == "secure-sum":
+            private = self._vault_().get(f"channel/{proposal.run}")
+            material = Material(private or self._entropy.key(Purpose(label="channel", run=proposal.run, release=0)))
+            _, public = open_channel(run_id=proposal.run, site=self.site, identity=self._key, entropy=material)
+            if private is None:
+                self._vault_().put({f"channel/{proposal.run}": material.key})
+            channel = public.to_message().fields
+        # The table is read and checked now: a hospital that cannot take part says so before anything is charged.
+        self._load(proposal)
+        fields = {"run": proposal.run, "plan": proposal.plan.digest, "lines": self._lines(message), "channel": channel}
+        return self._gate().send(Message(kind="site.hello", sender=self.site, fields=fields))
+
+    def _prepare(self, proposal: Proposal, message: Message) -> bytes:
+        if "channels" in message.fields:
+            keys = ChannelKeys.from_message(
+                Message(kind="sum.channels", sender=COORDINATOR, fields=message.fields["channels"])
+            )
+            self._set_channels(proposal, keys)
+        round_ = self._new_round(proposal, _int(message, "index"), _int(message, "dim"))
+        self._keep(round_)
+        return self._gate().send(round_.prepare(self._material(proposal.run, round_.params.round)).to_message())
+
+    def _ask(self, proposal: Proposal, message: Message) -> bytes:
+        index, plan = _int(message, "index"), proposal.plan
+        blobs = {n.removeprefix("query/"): b for n, b in message.blobs.items() if n.startswith("query/")}
+        query = from_wire(message.fields["kind"], message.fields["query"], blobs)
+        asked = digest(
+            json.dumps([message.fields["kind"], message.fields["query"]], sort_keys=True).encode()
+            + b"".join(hashlib.sha256(blobs[n]).digest() for n in sorted(blobs))
+            + json.dumps(message.fields.get("roster"), sort_keys=True).encode()
+        )
+        state = self._ledger_().state(proposal.run, str(index))
+        if state != "NONE":
+            return self._again(proposal.run, index, asked, state)
+        round_ = None
+        if plan.mode == "secure-sum":
+            round_ = self._round(proposal, index)
+            if round_.phase is not Phase.PREPARED or round_.params.dim != query.dim:
+                raise ProtocolError("SUM-PHASE", "this site is not prepared for that round and length")
+        records = self._load(proposal)[query.part]
+        permit = self._gate().open(plan=plan, run=proposal.run, index=index, query=query)
+        released = release(
+            query=query, records=records, mechanism=permit.stage.mechanism(shares=plan.shares),
+            entropy=self._entropy, run=proposal.run, index=index, head=permit.head,
+        )  # fmt: skip
+        if round_ is not None:
+            leaving = self._masked(round_, released, message)
+        else:
+            fields = {
+                "run": proposal.run, "index": index, "lattice": released.lattice.hex(), "lines": self._lines(message),
+            }  # fmt: skip
+            values = released.values.astype("<i8").tobytes()
+            leaving = Message(kind="site.noised", sender=self.site, fields=fields, blobs={"values": values})
+        envelope = self._gate().send(leaving, permit=permit, released=released)
+        kept: dict[str, bytes | None] = {"sealed": envelope, "asked": f"{proposal.run}/{index}/{asked}".encode()}
+        if round_ is not None:
+            kept[_round_name(round_.params)] = round_.to_state()
+        self._vault_().put(kept)
+        self._gate().sealed(permit, envelope)
+        if round_ is None:
+            self._gate().released(proposal.run, index)
+        return envelope
+
+    def _again(self, run: str, index: int, asked: str, state: str) -> bytes:
+        """The same question again gets the same sealed bytes, never a second draw; any other is refused."""
+        if state in ("SEALED", "RELEASED") and self._vault_().get("asked") == f"{run}/{index}/{asked}".encode():
+            envelope = self._vault_().get("sealed")
+            # The first digest a release was sealed with is the ledger's word on which bytes those are.
+            if envelope is not None and self._sealed_digest(run, index) == digest(envelope):
+                return envelope
+        raise Refused("GUARD-ONCE", "this release was answered before, or was lost in a crash and stays charged")
+
+    def _sealed_digest(self, run: str, index: int) -> str:
+        for line in reversed(self._ledger_().lines()):
+            body = line.body
+            if body.get("run") == run and body.get("release") == str(index) and body.get("state") == "SEALED":
+                return str(body["digest"])
+        return ""
+
+    def _masked(self, round_: SiteRound, released: Released, message: Message) -> Message:
+        peers = {n.removeprefix("roster/"): b for n, b in message.blobs.items() if n.startswith("roster/")}
+        roster = Roster.from_message(
+            Message(kind="sum.roster", sender=COORDINATOR, fields=message.fields["roster"], blobs=peers)
+        )
+        vector = to_ring(released.values, parties=len(round_.params.sites))
+        return round_.mask(roster, vector).to_message()
+
+    def _survivors(self, proposal: Proposal, message: Message) -> bytes:
+        round_ = self._round(proposal, _int(message, "index"))
+        chosen = SurvivorSet.from_message(
+            Message(kind="sum.survivors", sender=COORDINATOR, fields=message.fields["survivors"])
+        )
+        vote = round_.sign_survivors(chosen)
+        self._keep(round_)
+        return self._gate().send(vote.to_message())
+
+    def _reveal(self, proposal: Proposal, message: Message) -> bytes:
+        index = _int(message, "index")
+        round_ = self._round(proposal, index)
+        request = RevealRequest.from_message(
+            Message(kind="sum.reveal", sender=COORDINATOR, fields=message.fields["reveal"])
+        )
+        first = round_.phase is Phase.VOTED
+        revealed = round_.reveal(request)
+        kept: dict[str, bytes | None] = {_round_name(round_.params): round_.to_state()}
+        prepared, blobs = None, {}
+        if message.fields.get("next") is not None:
+            # The next round's keys ride on this answer and save an exchange.
+            next_index, dim = (int(v) for v in message.fields["next"])
+            following = self._new_round(proposal, next_index, dim)
+            said = following.prepare(self._material(proposal.run, next_index)).to_message()
+            prepared, blobs = said.fields, said.blobs
+            kept[_round_name(following.params)] = following.to_state()
+        kept |= {f"round/{proposal.run}/{index - 1}": None}
+        self._vault_().put(kept)
+        if first:
+            self._gate().released(proposal.run, index, ballot=request.chosen.digest())
+        fields = {"revealed": revealed.to_message().fields, "lines": self._lines(message), "prepared": prepared}
+        return self._gate().send(Message(kind="site.revealed", sender=self.site, fields=fields, blobs=blobs))
+
+    def _finish(self, proposal: Proposal, message: Message) -> bytes:
+        self._ledger_().flush()
+        self._ledger_().export(self._directory / "ledger.jsonl")
+        fields = {"run": proposal.run, "lines": self._lines(message)}
+        return self._gate().send(Message(kind="site.finished", sender=self.site, fields=fields))
+
+    # ---- what the guard owns --------------------------------------------------------------------------------
+
+    def _approved(self, run: Any) -> Proposal:
+        if self._proposal is None or self._proposal.run != run:
+            self._proposal = load_approved(self._directory, self._policy, str(run))
+        return self._proposal
+
+    def _load(self, proposal: Proposal) -> dict[Part, Records]:
+        if proposal.run not in self._records:
+            plan = proposal.plan
+            records = load_records(self._directory / self._policy.table, proposal.schema, unit=plan.unit)
+            if records.patients < self._policy.minimum_patients:
+                raise Refused("POLICY-PATIENTS", "fewer patients than the policy's minimum_patients")
+            held = held_out(records, study=plan.study, share=plan.holdout)
+            self._records = {proposal.run: {"train": records.subset(~held), "holdout": records.subset(held)}}
+        return self._records[proposal.run]
+
+    def _ledger_(self) -> Ledger:
+        if self._ledger is None:
+            self._ledger = Ledger.open(self._directory / "ledger.db", self._key)
+        return self._ledger
+
+    def _vault_(self) -> Vault:
+        if self._vault is None:
+            self._vault = Vault(self._directory / "vault.db")
+        return self._vault
+
+    def _gate(self) -> Gate:
+        return Gate(policy=self._policy, ledger=self._ledger_(), key=self._key)
+
+    def _lines(self, message: Message) -> list[dict[str, Any]]:
+        """The signed ledger lines that the coordinator's mirror does not have yet."""
+        self._ledger_().flush()
+        return [line.to_json() for line in self._ledger_().lines(_int(message, "mirrored"))]
+
+    def _set_channels(self, proposal: Proposal, keys: ChannelKeys) -> None:
+        """The run's channel keys are fixed by the first list that is signed in order; another is refused."""
+        Directory.verified(run_id=proposal.run, identities=proposal.identities, keys=keys.keys)
+        packed = json.dumps(keys.to_message().fields, sort_keys=True).encode()
+        known = self._vault_().get(f"channels/{proposal.run}")
+        if known is not None and known != packed:
+            raise ProtocolError("SUM-KEY", "this run already has other channel keys")
+        if known is None:
+            self._vault_().put({f"channels/{proposal.run}": packed})
+
+    def _directory_of(self, proposal: Proposal) -> tuple[X25519PrivateKey, Directory]:
+        packed, key = self._vault_().get(f"channels/{proposal.run}"), self._vault_().get(f"channel/{proposal.run}")
+        if packed is None or key is None:
+            raise ProtocolError("SUM-PHASE", "this run has no channel keys yet")
+        fields = json.loads(packed)
+        keys = ChannelKeys.from_message(Message(kind="sum.channels", sender=COORDINATOR, fields=fields))
+        channel, _ = open_channel(run_id=proposal.run, site=self.site, identity=self._key, entropy=Material(key))
+        found = Directory.verified(run_id=proposal.run, identities=proposal.identities, keys=keys.keys)
+        return channel, found
+
+    def _new_round(self, proposal: Proposal, index: int, dim: int) -> SiteRound:
+        """A round's state: the one on disk where it exists, so that its keys are drawn once."""
+        plan = proposal.plan
+        stage = plan.stage_of(index)
+        if plan.mode != "secure-sum" or not 1 <= dim <= stage.max_dim:
+            raise ProtocolError("SUM-PARAMS", "no secure sum of that length in this plan")
+        params = RoundParams(
+            run_id=proposal.run, round=index, sites=plan.sites, survivors=plan.survivors,
+            colluders=plan.colluders, dim=dim,
+        )  # fmt: skip
+        channel, directory = self._directory_of(proposal)
+        state = self._vault_().get(_round_name(params))
+        if state is not None:
+            known = SiteRound.from_state(state, identity=self._key, channel=channel, directory=directory)
+            if known.params == params:
+                return known
+            if known.phase is not Phase.PREPARED:
+                raise ProtocolError("SUM-PHASE", "this round is under way with another length")
+        return SiteRound(params=params, site=self.site, identity=self._key, channel=channel, directory=directory)
+
+    def _round(self, proposal: Proposal, index: int) -> SiteRound:
+        state = self._vault_().get(f"round/{proposal.run}/{index}")
+        if state is None:
+            raise ProtocolError("SUM-PHASE", "this site did not prepare that round")
+        channel, directory = self._directory_of(proposal)
+        return SiteRound.from_state(state, identity=self._key, channel=channel, directory=directory)
+
+    def _keep(self, round_: SiteRound) -> None:
+        self._vault_().put({_round_name(round_.params): round_.to_state()})
+
+    def _material(self, run: str, index: int) -> Material:
+        return Material(self._entropy.key(Purpose(label="masks", run=run, release=index)))
+
+    # ---- failures -------------------------------------------------------------------------------------------
+
+    def _refuse(self, code: str, local_code: str, sentence: str) -> bytes:
+        entry = {"at": int(time.time()), "code": code, "local": local_code, "sentence": sentence}
+        with open(self._directory / "guard.log", "a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
+        return self._gate().send(Message(kind="site.refused", sender=self.site, fields={"code": code}))
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One message at a time per site, over all processes; the system lets the lock go with the process."""
+        lock = os.open(self._directory / "guard.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+
+def held_out(records: Records, *, study: str, share: float) -> np.ndarray:
+    """bool [patients]: who is kept for evaluation, by a public function of the patient's identity alone."""
+    if share <= 0:
+        return np.zeros(records.patients, dtype=bool)
+    key = hashlib.sha256(b"cohortium/holdout/1\x00" + study.encode()).digest()
+    return patient_uniforms(key, records.identity) < np.uint64(int(share * 2**64))
+
+
+def _round_name(params: RoundParams) -> str:
+    return f"round/{params.run_id}/{params.round}"
+
+
+def _int(message: Message, name: str) -> int:
+    value = message.fields[name]
+    if type(value) is not int or value < 0:
+        raise ProtocolError("MSG-FIELD", "a field should be an integer of at least 0")
+    return value
+
+
+__all__ = ["AnyQuery", "Gradient", "Guard", "held_out", "open_guard", "open_shared_guard"]

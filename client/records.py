@@ -1,0 +1,359 @@
+"""A hospital's table, checked against the dictionary, grouped by patient, encoded by public rule.
+
+What a cell may say is decided here; what code it gets is decided in common/encoding. A cell of the wrong
+type ("abc" in a number) is an error with its row: the table is not what the dictionary describes. A cell of
+the right type outside the dictionary (age 300, a level never listed, an infinite number) goes on to the
+encoding, where a public rule makes it missing, "other" or the nearest bound. Errors name rows, never values,
+and only at the site.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Hashable, Iterable
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+import numpy as np
+import pandas as pd
+from cohortium.common.encoding import FALSE, TRUE, Records, as_text, encode
+from cohortium.common.errors import TableError
+from cohortium.common.schema import LARGEST, Column, Schema
+from numpy.typing import NDArray
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\Z")
+_INFINITE = frozenset({"inf", "-inf", "+inf", "infinity", "-infinity", "+infinity"})
+_WHOLE_FLOAT = re.compile(r"(-?[0-9]+)\.0*\Z")
+
+
+def records(
+    schema: Schema, table: pd.DataFrame, *, unit: str, where: str = "table", exclude: Iterable[str] = ()
+) -> Records:
+    """One site's encoded rows. Raises TableError with file:column, row and fix; never shows a value."""
+    return encode(schema, checked(schema, table, unit=unit, where=where, exclude=exclude), unit)
+
+
+def checked(
+    schema: Schema, table: pd.DataFrame, *, unit: str, where: str = "table", exclude: Iterable[str] = ()
+) -> pd.DataFrame:
+    """The modelled columns (and the unit's) in the dictionary's order and types; index and rows unchanged.
+
+    boolean → "boolean", integer and year → "Int64", number → float64, string → category (the dictionary's
+    levels first), date → datetime64[s], datetime → datetime64[us] in UTC without zone, unit → text.
+    """
+    _check_header(schema, table, unit, where, frozenset(exclude))
+    out: dict[str, pd.Series] = {}
+    if unit != "row":
+        out[unit] = _patients(schema.column(unit), table[unit], where, schema.missing_values)
+    for column in schema.modelled:
+        values = table[column.name]
+        try:
+            parsed = _parse(column, values, frozenset(schema.missing_values))
+        except _Misfit as misfit:
+            raise _cell_error(column, values, misfit, where, schema) from None
+        if column.required and parsed.isna().any():
+            # An infinite number in a required integer is missing by public rule, not an empty cell
+            empty = np.flatnonzero(parsed.isna().to_numpy() & _blank(values, schema.missing_values))
+            if len(empty):
+                raise TableError(
+                    "TABLE-REQUIRED",
+                    f"column {column.name!r} is required and {len(empty)} rows have no value",
+                    where=(
+                        _row(where, column.name, values, int(empty[0])),
+                        f"dictionary {schema.name}:{column.name}",
+                    ),
+                    hint='complete these rows, or set "required": false in the dictionary',
+                )
+        out[column.name] = parsed
+    return pd.DataFrame(out, index=table.index)
+
+
+class _Misfit(Exception):
+    """A cell of the wrong type: its position in the column and why."""
+
+    def __init__(self, position: int, why: str) -> None:
+        super().__init__(why)
+        self.position, self.why = position, why
+
+
+def _check_header(
+    schema: Schema, table: pd.DataFrame, unit: str, where: str, exclude: frozenset[str]
+) -> None:
+    names = list(table.columns)
+    odd = [name for name in names if not isinstance(name, str)]
+    if odd:
+        raise TableError(
+            "TABLE-HEADER",
+            f"{len(odd)} column names are not texts",
+            where=(where,),
+            hint="give the table a header row",
+        )
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise TableError(
+            "TABLE-HEADER",
+            f"two columns are called {twice[0]!r}",
+            where=(where,),
+            hint="rename or remove one of them",
+        )
+    present = set(names)
+    wanted = [column.name for column in schema.modelled] + ([] if unit == "row" else [unit])
+    absent = [name for name in wanted if name not in present]
+    if absent:
+        close = difflib.get_close_matches(absent[0], names, n=1)
+        raise TableError(
+            "TABLE-COLUMN",
+            f"the table lacks {len(absent)} columns of the dictionary: {_some(absent)}",
+            where=(where, f"dictionary {schema.name}:{absent[0]}"),
+            hint=f"rename {close[0]!r} to {absent[0]!r}"
+            if close
+            else f"[study] exclude = [{_quoted(absent)}]",
+        )
+    extra = [name for name in names if name not in schema.names and name not in exclude]
+    if extra:
+        raise TableError(
+            "TABLE-EXTRA",
+            f"the table has {len(extra)} columns that the dictionary does not know: {_some(extra)}",
+            where=(where,),
+            hint=f"describe them in the dictionary, or [study] exclude = [{_quoted(extra)}]",
+        )
+    for name in sorted(exclude - present):
+        close = difflib.get_close_matches(name, [c.name for c in schema.modelled], n=1, cutoff=0.8)
+        if close:
+            raise TableError(
+                "TABLE-EXCLUDE",
+                f"the study excludes {name!r}, which no table has, and {close[0]!r} would be used",
+                where=(where,),
+                hint=f"[study] exclude: write {close[0]!r}, or remove {name!r}",
+            )
+
+
+def _patients(column: Column, values: pd.Series, where: str, missing: tuple[str, ...]) -> pd.Series:
+    """The patient of each row as text, so that 7, 7.0 and "7" are one patient at every site."""
+
+    def one(value: Hashable) -> str | None:
+        if isinstance(value, float | np.floating) and not (
+            value == math.floor(value) and abs(value) < LARGEST
+        ):
+            raise ValueError("is a decimal number or one too large to be exact; store identifiers as text")
+        text = _plain_text(value)
+        if column.kind == "integer" and (whole := _WHOLE_FLOAT.match(text)):
+            text = whole[1]
+        return None if text in missing or not text else text
+
+    try:
+        position, texts = _by_unique(values, one)
+    except _Misfit as misfit:
+        raise TableError(
+            "TABLE-PATIENT",
+            f"column {column.name!r} does not name a patient: a value {misfit.why}",
+            where=(_row(where, column.name, values, misfit.position),),
+            hint="name the patient of each row by a text or a whole number",
+        ) from None
+    text = pd.Series(np.array([*texts, None], dtype=object)[position], index=values.index, dtype=object)
+    empty = np.flatnonzero(text.isna().to_numpy())
+    if len(empty):
+        raise TableError(
+            "TABLE-PATIENT",
+            f"{len(empty)} rows name no patient in column {column.name!r}",
+            where=(_row(where, column.name, values, int(empty[0])),),
+            hint='every row needs the patient it belongs to; [privacy] unit = "row" if each row is a patient',
+        )
+    return text
+
+
+def _parse(column: Column, values: pd.Series, missing: frozenset[str]) -> pd.Series:
+    """The column in its canonical type. Raises _Misfit at the first cell of a wrong type."""
+    dtype, numeric = values.dtype, column.kind in ("integer", "number", "year")
+    if pd.api.types.is_complex_dtype(dtype):
+        raise _Misfit(0, "is a complex number")
+    if numeric and pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype):
+        x = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    else:
+        reader = _READERS[column.kind]
+        position, parsed = _by_unique(values, lambda value: _read(reader, column, value, missing))
+        if column.kind == "string":
+            return _categorical(column, position, parsed, values.index)
+        if column.kind == "boolean":
+            flags = pd.array([*parsed, None], dtype="boolean")
+            return pd.Series(flags.take(position), index=values.index)
+        if not numeric:
+            unit = "s" if column.kind == "date" else "us"
+            stamps = np.array([*parsed, None], dtype=f"datetime64[{unit}]")
+            return pd.Series(stamps[position], index=values.index)
+        x = np.array([np.nan if v is None else v for v in parsed] + [np.nan], dtype=np.float64)[position]
+    if column.kind == "number":
+        return pd.Series(x, index=values.index)
+    broken = np.flatnonzero(np.isfinite(x) & (x != np.floor(x)))
+    if len(broken):
+        raise _Misfit(int(broken[0]), "is not a whole number")
+    gone = ~np.isfinite(x)
+    whole = np.clip(np.where(gone, 0.0, x), -LARGEST, LARGEST).astype(np.int64)
+    return pd.Series(pd.arrays.IntegerArray(whole, gone), index=values.index)
+
+
+def _by_unique(
+    values: pd.Series, reader: Callable[[Hashable], object]
+) -> tuple[NDArray[np.intp], list[object]]:
+    """Positions into the list of parsed unique values; -1 (its end, once None is added) is missing."""
+    if values.dtype == object:  # True == 1, so a flag must not hide behind a number that came first
+        flags = [v if not isinstance(v, bool | np.bool_) else ("true" if v else "false") for v in values]
+        values = pd.Series(flags, index=values.index, dtype=object)
+    try:
+        position, uniques = pd.factorize(values)
+    except TypeError:
+        raise _Misfit(0, "is a list or another nested value") from None
+    parsed: list[object] = []
+    for code, value in enumerate(uniques):
+        try:
+            parsed.append(reader(value))
+        except (ValueError, TypeError, OverflowError, ArithmeticError) as error:
+            why = (
+                str(error) if type(error) is ValueError and str(error).startswith("is ") else "cannot be read"
+            )
+            raise _Misfit(int(np.flatnonzero(position == code)[0]), why) from None
+    return position, parsed
+
+
+def _read(
+    reader: Callable[[Column, Hashable], object], column: Column, value: Hashable, missing: frozenset[str]
+) -> object:
+    if isinstance(value, str):
+        if value in missing or value.strip() in missing:
+            return None
+        value = value.strip()
+    return reader(column, value)
+
+
+def _categorical(
+    column: Column, position: NDArray[np.intp], parsed: list[object], index: pd.Index
+) -> pd.Series:
+    levels = list(column.levels or ())
+    # Sorted, so that nothing downstream can depend on which row came first
+    outside = sorted({str(v) for v in parsed if v is not None} - set(levels))
+    categories = [*levels, *outside]
+    code = {level: i for i, level in enumerate(categories)}
+    table = np.array([-1 if v is None else code[str(v)] for v in parsed] + [-1])
+    return pd.Series(pd.Categorical.from_codes(table[position], categories), index=index)
+
+
+def _plain_text(value: Hashable) -> str:
+    if isinstance(value, bytes) or not isinstance(value, str | int | float | Decimal | np.number | np.bool_):
+        raise ValueError("is not a text or a number")
+    return as_text(float(value)) if isinstance(value, Decimal) and value == value else as_text(value)
+
+
+def _string(column: Column, value: Hashable) -> str | None:
+    text = _plain_text(value)
+    if "\0" in text or any(0xD800 <= ord(ch) <= 0xDFFF for ch in text):
+        raise ValueError("is a text that no file can store")
+    return text
+
+
+def _boolean(column: Column, value: Hashable) -> bool:
+    text = _plain_text(value)
+    for words, meaning in ((column.true_values, True), (column.false_values, False)):
+        if text in words:
+            return meaning
+    if text.lower() in TRUE | FALSE:
+        return text.lower() in TRUE
+    raise ValueError("is not true or false")
+
+
+def _number(column: Column, value: Hashable) -> float | None:
+    if isinstance(value, str):
+        if value.lower() == "nan":
+            return None
+        if value.lower() in _INFINITE:
+            return math.inf
+        if not _NUMBER.match(value):
+            raise ValueError(
+                "is a number with a comma" if re.match(r"[0-9.]+,[0-9]+\Z", value) else "is not a number"
+            )
+        return float(value)
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | Decimal | np.number):
+        raise ValueError("is not a number")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return math.inf if value > 0 else -math.inf
+    number = float(value)
+    return None if math.isnan(number) else number
+
+
+def _year(column: Column, value: Hashable) -> float | None:
+    return float(value.year) if isinstance(value, date) else _number(column, value)
+
+
+def _moment(column: Column, value: Hashable) -> datetime:
+    if isinstance(value, str):
+        fixed = column.format not in ("default", "any")
+        try:
+            moment = datetime.strptime(value, column.format) if fixed else datetime.fromisoformat(value)
+        except ValueError:
+            shape = column.format if fixed else "ISO 8601 (2026-01-31)"
+            raise ValueError(f"is not written as {shape}") from None
+    elif isinstance(value, datetime):
+        moment = value.to_pydatetime(warn=False) if isinstance(value, pd.Timestamp) else value
+    elif isinstance(value, date):
+        moment = datetime(value.year, value.month, value.day)
+    else:
+        raise ValueError("is not a date")
+    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def _date(column: Column, value: Hashable) -> date:
+    return _moment(column, value).date()
+
+
+_READERS: dict[str, Callable[[Column, Hashable], object]] = {
+    "string": _string,
+    "boolean": _boolean,
+    "integer": _number,
+    "number": _number,
+    "year": _year,
+    "date": _date,
+    "datetime": _moment,
+}
+
+
+def _blank(values: pd.Series, missing: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Cells that are empty in the table, as against cells that a rule made missing."""
+    empty = values.isna().to_numpy(dtype=bool)
+    if values.dtype == object or isinstance(values.dtype, pd.CategoricalDtype | pd.StringDtype):
+        words = frozenset(missing)
+        empty |= np.array(
+            [isinstance(v, str) and (v in words or v.strip() in words) for v in values], dtype=bool
+        )
+        empty |= np.array([isinstance(v, str) and v.strip().lower() == "nan" for v in values], dtype=bool)
+    return empty
+
+
+def _cell_error(column: Column, values: pd.Series, misfit: _Misfit, where: str, schema: Schema) -> TableError:
+    fix = 'correct the cell, add its text to "missingValues", or correct "type" in the dictionary'
+    if "comma" in misfit.why:
+        fix = "write decimals with a point"
+    return TableError(
+        "TABLE-VALUE",
+        f"column {column.name!r} is a {column.kind} in the dictionary, but a value {misfit.why}",
+        where=(
+            _row(where, column.name, values, misfit.position),
+            f"dictionary {schema.name}:{column.name}",
+        ),
+        hint=fix,
+    )
+
+
+def _row(where: str, column: str, values: pd.Series, position: int) -> str:
+    """file:column, row N; the first row below the header is 1, and a split table keeps its rows' numbers."""
+    label = values.index[position] if len(values) else 0
+    number = int(label) if isinstance(label, int | np.integer) and label >= 0 else position
+    return f"{where}:{column}, row {number + 1}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(repr(name) for name in names[:8]) + (" ..." if len(names) > 8 else "")
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join('"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names[:20])

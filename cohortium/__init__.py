@@ -1,0 +1,1 @@
+"""Cohortium: one private synthetic dataset from many hospitals."""

@@ -1,0 +1,165 @@
+"""Fitted models: arrays that draw bins, and the shared road from bins to herded fine codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cohortium.common.encoding import Codes
+from cohortium.common.generators.base import Floats
+from cohortium.common.generators.bins import Bins
+from cohortium.common.generators.herding import EXCESS, Herder, Targets, towards
+from cohortium.common.generators.measure import Measured
+from cohortium.common.generators.sampling import BLOCK, Allowed, bin_share, inverse_cdf, to_fine
+from cohortium.common.generators.threads import one_thread
+
+TOLERANCE = 0.7  # standard deviations of noise that herding does not follow
+
+
+def moments_of(
+    weights: Floats, tables: tuple[Floats, ...], features: tuple[Floats, ...]
+) -> tuple[tuple[Floats, ...], Floats]:
+    """A mixture's own one-ways and Gram matrix (zero diagonal blocks)."""
+    ones = tuple(weights @ t for t in tables)
+    means = np.concatenate([t @ f for t, f in zip(tables, features)], axis=1)
+    gram = means.T @ (means * weights[:, None])
+    at = 0
+    for f in features:
+        gram[at : at + f.shape[1], at : at + f.shape[1]] = 0.0
+        at += f.shape[1]
+    return ones, gram
+
+
+def targets_of(measured: Measured, weights: Floats, tables: tuple[Floats, ...]) -> Targets:
+    """What herded rows shall match: the mixture's moments, moved to the measured ones beyond their noise."""
+    ones, gram = moments_of(weights, tables, measured.features)
+    one_way = []
+    for mine, seen in zip(ones, measured.one_way):
+        moved = np.maximum(towards(mine, seen, TOLERANCE * measured.one_way_sigma), 0.0)
+        one_way.append(moved / max(moved.sum(), 1e-12))
+    return Targets(
+        one_way=tuple(one_way),
+        features=measured.features,
+        gram=towards(gram, measured.gram, TOLERANCE * measured.gram_sigma),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureModel:
+    """weights [K], tables per column [K, bins]; bins and targets as measured."""
+
+    bins: tuple[Bins, ...]
+    weights: Floats
+    tables: tuple[Floats, ...]
+    targets: Targets
+    kind: str = "mixture"
+
+    def draw(
+        self, rows: int, rng: np.random.Generator, shares: Mapping[int, Floats] | None = None
+    ) -> NDArray[np.int64]:
+        """Bins [rows, columns]; `shares`: allowed part of each bin of some columns (exact conditioning)."""
+        weights, tables = self.weights, list(self.tables)
+        for column, share in (shares or {}).items():
+            held = tables[column] * share[None, :]
+            mass = held.sum(axis=1)
+            weights = weights * mass
+            tables[column] = held / np.where(mass > 0, mass, 1.0)[:, None]
+        weights = weights / weights.sum() if weights.sum() > 0 else self.weights
+        which = np.searchsorted(np.cumsum(weights), rng.random(rows), side="right").clip(0, len(weights) - 1)
+        out = np.empty((rows, len(tables)), dtype=np.int64)
+        for c, table in enumerate(tables):
+            cumulative = np.cumsum(table, axis=1)
+            cumulative /= np.maximum(cumulative[:, -1:], 1e-300)
+            out[:, c] = inverse_cdf(cumulative, which, rng.random(rows))
+        return out
+
+    def sample(self, rows: int, *, seed: int, where: Allowed | None = None) -> Codes:
+        return sample_bins(self, self.bins, self.targets, rows, seed=seed, where=where)
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        arrays, header = common_arrays(self.bins, self.targets)
+        arrays["weights"] = self.weights
+        for c, table in enumerate(self.tables):
+            arrays[f"table{c:05d}"] = table
+        return arrays, header | {"kind": self.kind}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> MixtureModel:
+        bins, targets = common_from_arrays(arrays, header)
+        return cls(
+            bins=bins,
+            targets=targets,
+            weights=np.asarray(arrays["weights"], dtype=np.float64),
+            tables=tuple(np.asarray(arrays[f"table{c:05d}"], dtype=np.float64) for c in range(len(bins))),
+        )
+
+
+def sample_bins(
+    model: Any,
+    bins: tuple[Bins, ...],
+    targets: Targets,
+    rows: int,
+    *,
+    seed: int,
+    where: Allowed | None,
+    excess: int = EXCESS,
+) -> Codes:
+    """Draw, herd (not under a condition: the targets describe everyone), place inside bins."""
+    rng = np.random.default_rng([seed, 0x726F])
+    allowed = dict(where or {})
+    shares = {c: bin_share(bins[c], a) for c, a in allowed.items()}
+    out = np.empty((rows, len(bins)), dtype=np.int32)
+    herder = None if allowed or rows < 2 else Herder(targets)
+    with one_thread():
+        for at in range(0, rows, BLOCK):
+            count = min(BLOCK, rows - at)
+            if herder is None:
+                chosen = model.draw(count, rng, shares)
+            else:
+                pool = model.draw(excess * count, rng)
+                chosen = pool[herder.select(pool, count)]
+            for c, b in enumerate(bins):
+                out[at : at + count, c] = to_fine(b, chosen[:, c], rng.random(count), allowed.get(c))
+    return out
+
+
+def common_arrays(
+    bins: tuple[Bins, ...], targets: Targets
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Bins and targets as arrays named by column, and a header."""
+    arrays: dict[str, NDArray[Any]] = {"gram": targets.gram}
+    for c, b in enumerate(bins):
+        arrays[f"map{c:05d}"], arrays[f"within{c:05d}"], arrays[f"mass{c:05d}"] = b.map, b.within, b.mass
+        arrays[f"one{c:05d}"], arrays[f"feature{c:05d}"] = targets.one_way[c], targets.features[c]
+    header = {
+        "format": 1,
+        "columns": [{"size": b.size, "missing": b.missing, "ordered": b.ordered} for b in bins],
+    }
+    return arrays, header
+
+
+def common_from_arrays(
+    arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]
+) -> tuple[tuple[Bins, ...], Targets]:
+    count = len(header["columns"])
+    bins = tuple(
+        Bins(
+            map=np.asarray(arrays[f"map{c:05d}"], dtype=np.int32),
+            size=int(h["size"]),
+            within=np.asarray(arrays[f"within{c:05d}"], dtype=np.float64),
+            missing=int(h["missing"]),
+            mass=np.asarray(arrays[f"mass{c:05d}"], dtype=np.float64),
+            ordered=bool(h["ordered"]),
+        )
+        for c, h in enumerate(header["columns"])
+    )
+    targets = Targets(
+        one_way=tuple(np.asarray(arrays[f"one{c:05d}"], dtype=np.float64) for c in range(count)),
+        features=tuple(np.asarray(arrays[f"feature{c:05d}"], dtype=np.float64) for c in range(count)),
+        gram=np.asarray(arrays["gram"], dtype=np.float64),
+    )
+    return bins, targets

@@ -1,0 +1,304 @@
+"""The plan: the finite list of releases, fixed and priced before the first byte of data is read.
+
+A study and the generator's phases go in; stages with sampling rate, noise multiplier and largest size come out.
+One constructor couples sampling, clipping, noise and accounting, so they cannot disagree. A site's guard answers
+the plan's releases, each once, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol, Self
+
+from cohortium.common.errors import ProtocolError, Refused, StudyError
+from cohortium.common.privacy import accountant
+from cohortium.common.privacy.budget import WHOLE, Event, Mode, Relation, Statement, rate_of
+from cohortium.common.privacy.release import Mechanism
+from cohortium.common.protocol.messages import canonical, digest
+from cohortium.common.queries import Part
+from cohortium.common.study import Study
+
+FORMAT = 1
+MAX_NOISE_MULTIPLIER = 1e6
+
+
+class PhaseLike(Protocol):
+    """What a generator declares about one phase (common/generators/base.Phase)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def purpose(self) -> str: ...
+    @property
+    def kind(self) -> Literal["counts", "moments", "gradient"]: ...
+    @property
+    def share(self) -> float: ...
+    @property
+    def repeats(self) -> int: ...
+    @property
+    def sampling_rate(self) -> float: ...
+    @property
+    def max_dim(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """`repeats` releases of one phase, all made private alike. first: the index of the first of them.
+
+    steps: DP-SGD steps at a site inside one release (1 but for `local` mode with local steps).
+    """
+
+    name: str
+    purpose: str
+    kind: Literal["counts", "moments", "gradient"]
+    part: Part
+    first: int
+    repeats: int
+    rate: int
+    noise_multiplier: float
+    max_dim: int
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or self.steps < 1 or self.first < 0 or not 1 <= self.max_dim <= 8_000_000:
+            raise ProtocolError("PLAN-STAGE", "a stage's repeats, steps, index or size are out of range")
+        if self.kind not in ("counts", "moments", "gradient") or self.part not in ("train", "holdout"):
+            raise ProtocolError("PLAN-STAGE", "a stage's kind or part is unknown")
+        if not (math.isfinite(self.noise_multiplier) and 0 <= self.noise_multiplier <= MAX_NOISE_MULTIPLIER):
+            raise ProtocolError("PLAN-STAGE", "a stage's noise is out of range")
+        if not 0 < self.rate <= WHOLE:
+            raise ProtocolError("PLAN-STAGE", "a stage's sampling rate is out of range")
+
+    def mechanism(self, *, shares: int) -> Mechanism:
+        return Mechanism(noise_multiplier=self.noise_multiplier, rate=self.rate, shares=shares)
+
+    @property
+    def event(self) -> Event:
+        return self.mechanism(shares=1).event
+
+    @property
+    def count(self) -> int:
+        """How many times the event runs in the whole stage."""
+        return self.repeats * self.steps
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name, "purpose": self.purpose, "kind": self.kind, "part": self.part, "first": self.first,
+            "repeats": self.repeats, "rate": str(self.rate), "noise_multiplier": self.noise_multiplier.hex(),
+            "max_dim": self.max_dim, "steps": self.steps,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        noise = float.fromhex(value["noise_multiplier"])
+        return cls(**{**value, "rate": int(value["rate"]), "noise_multiplier": noise})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that the sites approve. Frozen; its digest names it; floats travel as hex.
+
+    sites: names in order. survivors, colluders: t and c (0 in `local`). shares: h, whose noise together is σ.
+    """
+
+    study: str
+    study_digest: str
+    dictionary_digest: str
+    generator: str
+    mode: Mode
+    sites: tuple[str, ...]
+    survivors: int
+    colluders: int
+    epsilon: float
+    delta: float
+    unit: str
+    hospitals: int
+    holdout: float
+    rows: int
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sites or len(set(self.sites)) != len(self.sites) or tuple(sorted(self.sites)) != self.sites:
+            raise ProtocolError("PLAN-SITES", "a plan names its sites, each once, sorted")
+        if self.mode not in ("secure-sum", "local") or not self.stages:
+            raise ProtocolError("PLAN-STAGE", "a plan has a trust mode and at least one stage")
+        at = 0
+        for stage in self.stages:
+            if stage.first != at:
+                raise ProtocolError("PLAN-STAGE", "the stages' indices leave a gap")
+            at += stage.repeats
+        if self.mode == "secure-sum" and not (
+            0 <= self.colluders < self.survivors <= len(self.sites)
+            and 2 * self.survivors > len(self.sites) + self.colluders
+        ):
+            raise ProtocolError("PLAN-THRESHOLD", "survivors t must satisfy t > (n + c)/2 and t ≤ n")
+
+    @cached_property
+    def digest(self) -> str:
+        return digest(canonical(self.to_json()))
+
+    @property
+    def shares(self) -> int:
+        """h = t − c sites are honest and present: their noise alone is σ. In local mode each site adds σ."""
+        return self.survivors - self.colluders if self.mode == "secure-sum" else 1
+
+    @property
+    def releases(self) -> int:
+        return sum(stage.repeats for stage in self.stages)
+
+    @property
+    def private(self) -> bool:
+        return all(stage.noise_multiplier > 0 for stage in self.stages)
+
+    def stage_of(self, index: int) -> Stage:
+        for stage in self.stages:
+            if stage.first <= index < stage.first + stage.repeats:
+                return stage
+        raise ProtocolError("PLAN-INDEX", "the plan has no release of that index")
+
+    def events(self, part: Part) -> list[tuple[Event, int]]:
+        return [(stage.event, stage.count) for stage in self.stages if stage.part == part]
+
+    def price(self, *, relation: Relation = "add-remove", hospitals: int | None = None) -> float:
+        """ε of the whole plan at its δ: training and evaluation touch different patients, so the larger counts."""
+        k = self.hospitals if hospitals is None else hospitals
+        parts: tuple[Part, ...] = ("train", "holdout")
+        return max(
+            accountant.epsilon(self.events(part), delta=self.delta, relation=relation, hospitals=k) for part in parts
+        )
+
+    def cumulated(self) -> Iterator[tuple[Stage, float]]:
+        """Each stage with the ε of everything of its part up to and including it."""
+        for part in ("train", "holdout"):
+            done: list[tuple[Event, int]] = []
+            for stage in self.stages:
+                if stage.part == part:
+                    done.append((stage.event, stage.count))
+                    yield stage, accountant.epsilon(done, delta=self.delta, hospitals=self.hospitals)
+
+    def statement(self) -> Statement:
+        return Statement(
+            epsilon=self.price(), delta=self.delta, unit=self.unit, adjacency="add-remove", mode=self.mode,
+            hospitals=self.hospitals,
+        )  # fmt: skip
+
+    def bytes_per_site(self) -> int:
+        """Upper bound on what one site sends: eight bytes a number, and about 4 kB of keys, shares and signatures."""
+        overhead = 4096 + (700 * len(self.sites) if self.mode == "secure-sum" else 0)
+        return sum(stage.repeats * (8 * stage.max_dim + overhead) for stage in self.stages)
+
+    def exchanges(self) -> int:
+        """Messages to each site: three a release in secure-sum (mask, agree on survivors, unmask), else one."""
+        return 3 + self.releases * (3 if self.mode == "secure-sum" else 1)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT, "study": self.study, "study_digest": self.study_digest,
+            "dictionary_digest": self.dictionary_digest, "generator": self.generator, "mode": self.mode,
+            "sites": list(self.sites), "survivors": self.survivors, "colluders": self.colluders,
+            "epsilon": self.epsilon.hex(), "delta": self.delta.hex(), "unit": self.unit,
+            "hospitals": self.hospitals, "holdout": self.holdout.hex(), "rows": self.rows,
+            "stages": [stage.to_json() for stage in self.stages],
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Plan:
+        """A plan from its JSON; ProtocolError for anything that to_json would not have written."""
+        try:
+            if value["format"] != FORMAT:
+                raise ProtocolError("PLAN-FORMAT", "this version does not know that format of plan")
+            numbers = {key: float.fromhex(value[key]) for key in ("epsilon", "delta", "holdout")}
+            rest = {k: v for k, v in value.items() if k not in {"format", "sites", "stages", *numbers}}
+            stages = tuple(Stage.from_json(stage) for stage in value["stages"])
+            return cls(sites=tuple(value["sites"]), stages=stages, **numbers, **rest)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            raise ProtocolError("PLAN-FORMAT", "the plan cannot be read") from None
+
+    @classmethod
+    def loads(cls, text: str | bytes) -> Plan:
+        try:
+            return cls.from_json(json.loads(text))
+        except (ValueError, RecursionError):
+            raise ProtocolError("PLAN-FORMAT", "the plan is not JSON") from None
+
+
+def compile_plan(
+    study: Study, *, sites: Sequence[str], generator: str, phases: Sequence[PhaseLike], noise: bool = True
+) -> Plan:
+    """Calibrate the noise so that the whole plan costs at most the study's ε, and list its releases.
+
+    phases: what the generator declares; their shares sum to 1. noise=False: a rehearsal without any privacy,
+    whose every event is "non-private" and which a guard refuses unless its policy allows rehearsals.
+    Raises Refused when ε is too small for the plan, StudyError when the sites do not fit the strategy.
+    """
+    study.strategy.check_sites(len(sites))
+    if not math.isclose(sum(phase.share for phase in phases), 1.0, rel_tol=1e-9):
+        raise ProtocolError("PLAN-SHARES", "the phases' shares of the budget must sum to 1")
+    privacy, strategy = study.privacy, study.strategy
+    stages: list[Stage] = []
+    local_steps = strategy.local_steps if strategy.name == "local" else 1
+    parts: list[tuple[Part, Sequence[PhaseLike], float]] = [("train", phases, privacy.epsilon)]
+    if study.evaluation is not None:
+        parts.append(("holdout", [_evaluation(study)], study.evaluation.epsilon))
+    for part, some, epsilon in parts:
+        multipliers = [0.0] * len(some)
+        if noise:
+            wanted = [
+                accountant.Part(
+                    rate=rate_of(p.sampling_rate), share=p.share,
+                    repeats=p.repeats * (local_steps if p.kind == "gradient" else 1),
+                )
+                for p in some
+            ]  # fmt: skip
+            multipliers = accountant.calibrate(
+                wanted, epsilon=epsilon, delta=privacy.delta, hospitals=privacy.hospitals_per_patient
+            )
+            if max(multipliers) > MAX_NOISE_MULTIPLIER:
+                raise Refused(
+                    "PLAN-EPSILON", f"ε = {epsilon:g} is too small for this plan: its noise would drown every answer",
+                    hint="raise [privacy] epsilon, or choose [generator] name = \"mixture\" (two rounds)",
+                )  # fmt: skip
+        for phase, multiplier in zip(some, multipliers, strict=True):
+            stages.append(
+                Stage(
+                    name=phase.name, purpose=phase.purpose, kind=phase.kind, part=part,
+                    first=sum(s.repeats for s in stages), repeats=phase.repeats, rate=rate_of(phase.sampling_rate),
+                    noise_multiplier=multiplier, max_dim=phase.max_dim,
+                    steps=local_steps if phase.kind == "gradient" else 1,
+                )
+            )  # fmt: skip
+    if study.release.rows < 1:
+        raise StudyError("STUDY-ROWS", "[release] rows is at least 1")
+    return Plan(
+        study=study.id, study_digest=study.digest(), dictionary_digest=study.schema.digest(), generator=generator,
+        mode=strategy.name, sites=tuple(sorted(sites)), survivors=strategy.survivors or 0,
+        colluders=strategy.colluders or 0, epsilon=privacy.epsilon, delta=privacy.delta, unit=privacy.unit,
+        hospitals=privacy.hospitals_per_patient, rows=study.release.rows,
+        holdout=study.evaluation.holdout if study.evaluation else 0.0, stages=tuple(stages),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _EvaluationPhase:
+    """The held-out patients' one-way histograms: the private score of the synthetic table."""
+
+    name: str = "evaluation"
+    purpose: str = "score the synthetic table's columns on held-out patients"
+    kind: Literal["counts"] = "counts"
+    share: float = 1.0
+    repeats: int = 1
+    sampling_rate: float = 1.0
+    max_dim: int = 1
+
+
+EVALUATION_BINS = 64
+"""Most bins of one column in the evaluation's histograms; public, so that the plan can state its size."""
+
+
+def _evaluation(study: Study) -> PhaseLike:
+    sizes = [len(c.levels) + 1 if c.levels else EVALUATION_BINS for c in study.schema.modelled]
+    return _EvaluationPhase(max_dim=sum(sizes))

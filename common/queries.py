@@ -1,0 +1,485 @@
+"""What may be asked of patients: counts, moments, gradients. Each query bounds one patient by construction.
+
+A query answers with an INTEGER vector on its lattice: the sum, over the chosen patients, of each patient's
+contribution in units of `lattice`. Integer sums do not depend on their order, so the sum over sites equals the
+sum over one pooled table bit for bit. All rows of a patient are one contribution, the mean over the patient's
+rows of the rows' clipped vectors: its L2 norm never exceeds `clip_norm_l2`, however many rows there are.
+
+`sensitivity_l2` is what adding or removing one patient can change, rounding to the lattice included.
+
+    query     vector of a row                          clip C            sensitivity
+    Counts    one-hot per counted column               √columns          C
+    Moments   off-diagonal blocks of φφᵀ, ‖φ‖² ≤ S     S/√2              C
+    Gradient  clipped gradient of the row's loss       C                 C + √d · lattice
+
+A contribution (the un-noised sum) is not serialisable and never leaves the site.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from cohortium.common.encoding import Records
+from cohortium.common.errors import ProtocolError
+
+LATTICE_BITS = 20
+MOMENT_BITS = 24
+MAX_DIM = 8_000_000
+_CHUNK_ROWS = 65_536
+
+Part = Literal["train", "holdout"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contribution:
+    """One site's un-noised clipped sum, in lattice units. Refuses to be pickled: it never leaves."""
+
+    units: np.ndarray
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a contribution never leaves the site: it cannot be serialised")
+
+
+class Query(Protocol):
+    """kind, part and dim; clip and lattice; the contribution; and the wire form (fields, blobs)."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def part(self) -> Part: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def clip_norm_l2(self) -> float: ...
+    @property
+    def lattice(self) -> float: ...
+    @property
+    def sensitivity_l2(self) -> float: ...
+    def contribution(self, records: Records, chosen: np.ndarray | None = None) -> Contribution: ...
+    def to_wire(self) -> tuple[dict[str, Any], dict[str, bytes]]: ...
+
+
+def lattice_of(clip_norm_l2: float, bits: int = LATTICE_BITS) -> float:
+    """The largest power of two not above C·2^−bits: exactly representable, so that counts are exact on it."""
+    if not (math.isfinite(clip_norm_l2) and clip_norm_l2 > 0):
+        raise ProtocolError("QUERY-CLIP", "a clip norm is finite and above 0")
+    return math.ldexp(1.0, math.floor(math.log2(clip_norm_l2)) - bits)
+
+
+def _rows(records: Records, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """(row indices, rows of the patient each belongs to) of the chosen patients."""
+    patient = records.patient
+    if chosen is None:
+        rows = np.arange(len(patient))
+    else:
+        rows = np.flatnonzero(chosen[patient])
+    return rows, records.rows_per_patient[patient[rows]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """Histograms of some columns at once, in bins that a public or noised map gives.
+
+    columns: indices of the counted columns; maps: per counted column, int32 [fine codes] -> bin;
+    bins: per counted column, how many bins. The answer is the histograms one after the other.
+
+    Guarantees: each row adds at most 1 to one bin of each column; a patient with m rows adds floor(1/m) units
+    a row, so one column's share has L1 norm ≤ 1 and the whole L2 norm ≤ √columns.
+        no rows     a zero vector        map out of range   refused at construction
+    """
+
+    columns: tuple[int, ...]
+    maps: tuple[np.ndarray, ...] = field(repr=False)
+    bins: tuple[int, ...]
+    part: Part = "train"
+    kind: Literal["counts"] = "counts"
+
+    def __post_init__(self) -> None:
+        if not self.columns or not (len(self.columns) == len(self.maps) == len(self.bins)):
+            raise ProtocolError("QUERY-SHAPE", "counts need one map and one number of bins per counted column")
+        if len(set(self.columns)) != len(self.columns) or min(self.columns) < 0:
+            raise ProtocolError("QUERY-SHAPE", "a column may be counted once")
+        for bins, table in zip(self.bins, self.maps, strict=True):
+            _check_map(table, bins)
+        _check_dim(self.dim)
+
+    @property
+    def dim(self) -> int:
+        return sum(self.bins)
+
+    @property
+    def clip_norm_l2(self) -> float:
+        return math.sqrt(len(self.columns))
+
+    @property
+    def lattice(self) -> float:
+        return lattice_of(self.clip_norm_l2)
+
+    @property
+    def sensitivity_l2(self) -> float:
+        return self.clip_norm_l2
+
+    def contribution(self, records: Records, chosen: np.ndarray | None = None) -> Contribution:
+        _check_columns(records, self.columns)
+        rows, of_patient = _rows(records, chosen)
+        # Rounding down keeps each patient's share of a column at or below one.
+        weight = np.floor((1.0 / of_patient) / self.lattice)
+        parts = []
+        for column, table, bins in zip(self.columns, self.maps, self.bins, strict=True):
+            counted = np.bincount(table[records.codes[rows, column]], weights=weight, minlength=bins)
+            parts.append(counted.astype(np.int64))  # exact: integers far below 2^53
+        return Contribution(units=np.concatenate(parts))
+
+    def to_wire(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        fields = {"columns": list(self.columns), "bins": list(self.bins), "part": self.part}
+        blobs = {f"map{i:05d}": _bytes(m, "<i4") for i, m in enumerate(self.maps)}
+        return fields, blobs
+
+    @classmethod
+    def from_wire(cls, fields: dict[str, Any], blobs: dict[str, bytes]) -> Counts:
+        columns, bins = _ints(fields["columns"]), _ints(fields["bins"])
+        maps = tuple(_array(blobs[f"map{i:05d}"], "<i4") for i in range(len(columns)))
+        return cls(columns=columns, bins=bins, maps=maps, part=_part(fields["part"]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moments:
+    """The noised Gram matrix: off-diagonal blocks of Σ φφᵀ, for all pairs of columns in one query.
+
+    features: per column, float64 [fine codes, k_c], the feature vector φ_c of a code (public or noised).
+    bound_sq: S; a row's φ is scaled down to ‖φ‖² ≤ S. Blocks (c, c') with c < c', row-major, in order.
+    by: (column, map to classes, classes): one such Gram per class of that column; a row adds to its class alone.
+
+    Guarantees: Σ_{c<c'} ‖φ_c φ_c'ᵀ‖² = (‖φφᵀ‖² − Σ_c ‖φ_c φ_cᵀ‖²)/2 ≤ S²/2, so C = S/√2, exact after rounding:
+    φ is rounded to a grid of step √lattice inside a ball small enough that rounding stays within √S.
+        ‖φ‖² ≤ S  unscaled      NaN or inf in a feature   refused at construction      no rows   zeros
+    """
+
+    features: tuple[np.ndarray, ...] = field(repr=False)
+    bound_sq: float
+    by: tuple[int, np.ndarray, int] | None = field(default=None, repr=False)
+    part: Part = "train"
+    kind: Literal["moments"] = "moments"
+
+    def __post_init__(self) -> None:
+        if len(self.features) < 1 or any(f.ndim != 2 for f in self.features):
+            raise ProtocolError("QUERY-SHAPE", "moments need a feature table [codes, k] per column")
+        if not all(np.isfinite(f).all() for f in self.features):
+            raise ProtocolError("QUERY-VALUE", "a feature is not finite")
+        if not (math.isfinite(self.bound_sq) and self.bound_sq > 0):
+            raise ProtocolError("QUERY-CLIP", "the bound on a patient's features is finite and above 0")
+        if self.by is not None:
+            _check_map(self.by[1], self.by[2])
+        _check_dim(self.dim)
+        if self.dim == 0:
+            raise ProtocolError("QUERY-SHAPE", "moments need at least two columns with features")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(f.shape[1] for f in self.features)
+
+    @property
+    def classes(self) -> int:
+        return 1 if self.by is None else self.by[2]
+
+    @property
+    def dim(self) -> int:
+        total = sum(self.widths)
+        return (total * total - sum(w * w for w in self.widths)) // 2 * self.classes
+
+    @property
+    def clip_norm_l2(self) -> float:
+        return self.bound_sq / math.sqrt(2.0)
+
+    @property
+    def lattice(self) -> float:
+        """A power of FOUR, so that the features' own grid, its root, is exact too."""
+        exponent = math.floor(math.log2(self.clip_norm_l2)) - MOMENT_BITS
+        return math.ldexp(1.0, exponent - exponent % 2)
+
+    @property
+    def sensitivity_l2(self) -> float:
+        return self.clip_norm_l2
+
+    def contribution(self, records: Records, chosen: np.ndarray | None = None) -> Contribution:
+        _check_columns(records, tuple(range(len(self.features))), exactly=True)
+        for column, table in enumerate(self.features):
+            if len(records.codes) and int(records.codes[:, column].max()) >= len(table):
+                raise ProtocolError("QUERY-SHAPE", "a feature table is shorter than its column's codes")
+        rows, of_patient = _rows(records, chosen)
+        width = sum(self.widths)
+        grams = np.zeros((self.classes, width, width))
+        for at in range(0, len(rows), _CHUNK_ROWS):
+            some = rows[at : at + _CHUNK_ROWS]
+            lattice_features = self._on_grid(records.codes[some], of_patient[at : at + _CHUNK_ROWS])
+            if self.by is None:
+                grams[0] += lattice_features.T @ lattice_features
+                continue
+            label = self.by[1][records.codes[some, self.by[0]]]
+            for c in range(self.classes):
+                mine = lattice_features[label == c]
+                grams[c] += mine.T @ mine
+        # Integers below 2^53 in float64: every product and sum above was exact, in whatever order it ran.
+        return Contribution(units=np.concatenate([self._off_diagonal(g) for g in grams]).astype(np.int64))
+
+    def _on_grid(self, codes: np.ndarray, of_patient: np.ndarray) -> np.ndarray:
+        """[rows, Σk] features in integer multiples of the grid, each row's norm² ≤ S / rows of its patient."""
+        step, width = math.sqrt(self.lattice), sum(self.widths)
+        out = np.empty((len(codes), width))
+        norm_sq = np.zeros(len(codes))
+        at = 0
+        for column, table in enumerate(self.features):
+            values = table[codes[:, column]]
+            out[:, at : at + values.shape[1]] = values
+            norm_sq += (table * table).sum(axis=1)[codes[:, column]]  # one fixed order: columns
+            at += values.shape[1]
+        share = 1.0 / np.sqrt(of_patient)
+        # The ball is shrunk by what rounding can add, √Σk · step/2, and by a hair for float64.
+        radius = np.maximum(math.sqrt(self.bound_sq) * share - math.sqrt(width) * step / 2, 0.0) * (1 - 1e-12)
+        norm = np.sqrt(norm_sq) * share
+        scale = share * np.minimum(1.0, radius / np.maximum(norm, 1e-300))
+        out *= (scale / step)[:, None]
+        return np.rint(out, out=out)
+
+    def _off_diagonal(self, gram: np.ndarray) -> np.ndarray:
+        return np.concatenate([block.ravel() for _, _, block in self.blocks(gram)])
+
+    def blocks(self, gram: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+        """(c, c', view of the block of a [Σk, Σk] matrix), in the order of the answer."""
+        ends = np.concatenate([[0], np.cumsum(self.widths)])
+        for c in range(len(self.widths)):
+            for other in range(c + 1, len(self.widths)):
+                yield c, other, gram[ends[c] : ends[c + 1], ends[other] : ends[other + 1]]
+
+    def unpack(self, values: np.ndarray) -> np.ndarray:
+        """An answer as symmetric matrices [classes, Σk, Σk] with zero diagonal blocks."""
+        width, each = sum(self.widths), self.dim // self.classes
+        out = np.zeros((self.classes, width, width))
+        for matrix, part in zip(out, values.reshape(self.classes, each), strict=True):
+            at = 0
+            for _, _, block in self.blocks(matrix):
+                block[...] = part[at : at + block.size].reshape(block.shape)
+                at += block.size
+            matrix += matrix.T.copy()
+        return out
+
+    def to_wire(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        fields: dict[str, Any] = {
+            "widths": list(self.widths), "codes": [len(f) for f in self.features],
+            "bound_sq": self.bound_sq.hex(), "part": self.part, "by": None,
+        }  # fmt: skip
+        blobs = {f"feature{i:05d}": _bytes(f, "<f8") for i, f in enumerate(self.features)}
+        if self.by is not None:
+            fields["by"] = [self.by[0], self.by[2]]
+            blobs["by"] = _bytes(self.by[1], "<i4")
+        return fields, blobs
+
+    @classmethod
+    def from_wire(cls, fields: dict[str, Any], blobs: dict[str, bytes]) -> Moments:
+        shapes = zip(_ints(fields["codes"]), _ints(fields["widths"]), strict=True)
+        features = [_array(blobs[f"feature{i:05d}"], "<f8").reshape(s) for i, s in enumerate(shapes)]
+        by = None
+        if fields["by"] is not None:
+            column, classes = _ints(fields["by"])
+            by = (column, _array(blobs["by"], "<i4"), classes)
+        return cls(
+            features=tuple(features), bound_sq=_float(fields["bound_sq"]), by=by, part=_part(fields["part"])
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalSteps:
+    """Several DP-SGD steps at a site before anything leaves (`local` mode only).
+
+    steps: E ≥ 1; learning_rate of the local steps; denominator: expected patients in a batch, a public constant;
+    fedprox_mu: weight of the pull towards the round's starting point (Li et al. 2020, FedProx, eq. 2).
+    """
+
+    steps: int
+    learning_rate: float
+    denominator: float
+    fedprox_mu: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise ProtocolError("QUERY-VALUE", "local steps are between 1 and 1000")
+        for value in (self.learning_rate, self.denominator):
+            if not (math.isfinite(value) and value > 0):
+                raise ProtocolError("QUERY-VALUE", "learning rate and denominator are finite and above 0")
+        if not (math.isfinite(self.fedprox_mu) and self.fedprox_mu >= 0):
+            raise ProtocolError("QUERY-VALUE", "the FedProx weight is finite and at least 0")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps, "learning_rate": self.learning_rate.hex(),
+            "denominator": self.denominator.hex(), "fedprox_mu": self.fedprox_mu.hex(),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gradient:
+    """The clipped gradient of a network's loss, summed over the chosen patients (DP-SGD, Abadi et al. 2016).
+
+    network: JSON spec, looked up in the registry; maps: fine code -> bin per column; parameters: float32 [d].
+    path: "exact" rounds each patient's gradient (bit-identical however patients are split; slow), "fast" takes
+    closed-form norms and rounds the site's sum once (differs by at most half a unit a coordinate per site).
+
+    Guarantees: a row's gradient is made finite before its norm is taken (NaN and inf become 0), scaled to norm
+    ≤ C, and averaged over the patient's rows. Rounding adds at most one lattice unit a coordinate between
+    neighbouring tables: sensitivity C + √d · lattice.
+    """
+
+    network: dict[str, Any]
+    maps: tuple[np.ndarray, ...] = field(repr=False)
+    parameters: np.ndarray = field(repr=False)
+    clip_norm_l2: float
+    path: Literal["exact", "fast"] = "fast"
+    local: LocalSteps | None = None
+    part: Part = "train"
+    kind: Literal["gradient"] = "gradient"
+
+    def __post_init__(self) -> None:
+        if self.parameters.ndim != 1 or self.parameters.dtype != np.float32:
+            raise ProtocolError("QUERY-SHAPE", "parameters are one float32 vector")
+        if not np.isfinite(self.parameters).all():
+            raise ProtocolError("QUERY-VALUE", "a parameter is not finite")
+        if self.path not in ("exact", "fast"):
+            raise ProtocolError("QUERY-VALUE", "path is 'exact' or 'fast'")
+        lattice_of(self.clip_norm_l2)
+        _check_dim(self.dim)
+
+    @property
+    def dim(self) -> int:
+        return len(self.parameters)
+
+    @property
+    def lattice(self) -> float:
+        return lattice_of(self.clip_norm_l2)
+
+    @property
+    def sensitivity_l2(self) -> float:
+        return self.clip_norm_l2 + math.sqrt(self.dim) * self.lattice
+
+    def contribution(self, records: Records, chosen: np.ndarray | None = None) -> Contribution:
+        from cohortium.common.registry import network
+
+        net = network(self.network)
+        if net.size != self.dim:
+            raise ProtocolError("QUERY-SHAPE", "the parameters do not fit the network")
+        _check_columns(records, tuple(range(len(self.maps))), exactly=True)
+        rows, of_patient = _rows(records, chosen)
+        bins = np.stack([m[records.codes[rows, c]] for c, m in enumerate(self.maps)], axis=1)
+        if self.path == "fast":
+            total = net.gradient_sum(self.parameters, bins, 1.0 / of_patient, self.clip_norm_l2)
+            return Contribution(units=np.rint(total / self.lattice).astype(np.int64))
+        units = np.zeros(self.dim, dtype=np.int64)
+        starts = np.flatnonzero(np.diff(records.patient[rows], prepend=-1))
+        for start, stop in zip(starts, [*starts[1:], len(rows)]):
+            mean = np.zeros(self.dim)
+            for row in bins[start:stop]:
+                mean += _clipped(net.row_gradient(self.parameters, row), self.clip_norm_l2)
+            units += np.rint(mean / (stop - start) / self.lattice).astype(np.int64)
+        return Contribution(units=units)
+
+    def to_wire(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        fields = {
+            "network": self.network, "clip": self.clip_norm_l2.hex(), "path": self.path, "part": self.part,
+            "columns": len(self.maps), "local": None if self.local is None else self.local.to_json(),
+        }  # fmt: skip
+        blobs = {f"map{i:05d}": _bytes(m, "<i4") for i, m in enumerate(self.maps)}
+        return fields, blobs | {"parameters": _bytes(self.parameters, "<f4")}
+
+    @classmethod
+    def from_wire(cls, fields: dict[str, Any], blobs: dict[str, bytes]) -> Gradient:
+        local = fields["local"]
+        (columns,) = _ints([fields["columns"]])
+        if not isinstance(fields["network"], dict):
+            raise ProtocolError("QUERY-FORM", "a network's spec is an object")
+        return cls(
+            network=fields["network"],
+            maps=tuple(_array(blobs[f"map{i:05d}"], "<i4") for i in range(columns)),
+            parameters=_array(blobs["parameters"], "<f4"),
+            clip_norm_l2=_float(fields["clip"]),
+            path=fields["path"],
+            part=_part(fields["part"]),
+            local=None
+            if local is None
+            else LocalSteps(
+                steps=_ints([local["steps"]])[0],
+                learning_rate=_float(local["learning_rate"]),
+                denominator=_float(local["denominator"]),
+                fedprox_mu=_float(local["fedprox_mu"]),
+            ),
+        )
+
+
+AnyQuery = Counts | Moments | Gradient
+_KINDS: dict[str, type[Counts] | type[Moments] | type[Gradient]] = {
+    "counts": Counts, "moments": Moments, "gradient": Gradient,
+}  # fmt: skip
+
+
+def from_wire(kind: str, fields: dict[str, Any], blobs: dict[str, bytes]) -> AnyQuery:
+    """A query from its wire form; ProtocolError for an unknown kind and for anything malformed."""
+    if kind not in _KINDS:
+        raise ProtocolError("QUERY-KIND", "this version knows counts, moments and gradient")
+    try:
+        return _KINDS[kind].from_wire(fields, blobs)
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+        raise ProtocolError("QUERY-FORM", "the query cannot be read") from None
+
+
+def _clipped(gradient: np.ndarray, clip_norm_l2: float) -> np.ndarray:
+    finite = np.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+    norm = math.sqrt(float(np.dot(finite, finite)))
+    return finite * min(1.0, clip_norm_l2 / norm) if norm > 0 else finite
+
+
+def _check_map(table: np.ndarray, bins: int) -> None:
+    if table.ndim != 1 or not np.issubdtype(table.dtype, np.integer) or not len(table) or bins < 1:
+        raise ProtocolError("QUERY-SHAPE", "a map is a non-empty vector of bin numbers")
+    if int(table.min()) < 0 or int(table.max()) >= bins:
+        raise ProtocolError("QUERY-SHAPE", "a map points outside its bins")
+
+
+def _check_dim(dim: int) -> None:
+    if dim > MAX_DIM:
+        raise ProtocolError("QUERY-SIZE", f"a query's answer may have at most {MAX_DIM:,} numbers")
+
+
+def _check_columns(records: Records, columns: tuple[int, ...], *, exactly: bool = False) -> None:
+    have = records.codes.shape[1]
+    if max(columns) >= have or (exactly and len(columns) != have):
+        raise ProtocolError("QUERY-SHAPE", "the query does not fit the dictionary's columns")
+
+
+def _bytes(array: np.ndarray, dtype: str) -> bytes:
+    return np.ascontiguousarray(array, dtype=dtype).tobytes()
+
+
+def _array(blob: bytes, dtype: str) -> np.ndarray:
+    return np.frombuffer(blob, dtype=dtype).copy()
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or any(type(v) is not int for v in values):
+        raise ProtocolError("QUERY-FORM", "a list of integers was expected")
+    return tuple(values)
+
+
+def _float(text: Any) -> float:
+    if not isinstance(text, str):
+        raise ProtocolError("QUERY-FORM", "numbers travel as float.hex() strings")
+    return float.fromhex(text)
+
+
+def _part(text: Any) -> Part:
+    if text == "train":
+        return "train"
+    if text == "holdout":
+        return "holdout"
+    raise ProtocolError("QUERY-FORM", "part is 'train' or 'holdout'")

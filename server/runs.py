@@ -1,0 +1,265 @@
+"""One run of a study at the coordinator: hello, ask the plan's releases, fit, score, keep the model.
+
+    RUN/study.toml dictionary.json plan.json proposal.bin run.json manifest.json
+    RUN/coordinator.key                     the coordinator's Ed25519 key, mode 0600
+    RUN/run/ledger.db mirror.db model.npz evaluation.json events.jsonl answers/ notebook/
+
+`drive` knows sites by name and carries envelopes; whether they travel in process, by Ray or over a network is the
+courier's business. Everything is on disk after each release, so a run that was interrupted is driven again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from cohortium.common.encoding import Grid, grids
+from cohortium.common.errors import CheckFailed, PeerUnreachable, UsageError
+from cohortium.common.generators.base import Model, Settings
+from cohortium.common.generators.sampling import table
+from cohortium.common.privacy.ledger import Ledger
+from cohortium.common.privacy.plan import EVALUATION_BINS, Plan
+from cohortium.common.protocol.messages import Message, digest
+from cohortium.common.protocol.signing import load_private, public_from_raw
+from cohortium.common.queries import Counts
+from cohortium.common.registry import load_model
+from cohortium.common.study import Study
+from cohortium.server.asking import FederatedAsk
+from cohortium.server.mirror import Mirror
+from cohortium.server.planning import plan_for
+from cohortium.server.session import Courier, Session
+from cohortium.strategies.base import COORDINATOR, Strategy
+from cohortium.strategies.local_noise import LocalNoise
+from cohortium.strategies.secure_sum import SecureSum
+
+HELLO_TIMEOUT_S = 120.0
+ANSWER_TIMEOUT_S = 600.0
+EVALUATION_ROWS = 20_000
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class RunCourier(Courier, Protocol):
+    def discover(self, expected: Sequence[str], *, timeout_s: float, quorum: int | None = None) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFolder:
+    """A run's directory."""
+
+    root: Path
+
+    @property
+    def inner(self) -> Path:
+        return self.root / "run"
+
+    def study(self) -> Study:
+        return Study.load(self.root / "study.toml")
+
+    def plan(self) -> Plan:
+        return Plan.loads(self._read("plan.json"))
+
+    def facts(self) -> dict[str, Any]:
+        """run.json: run id, seed of everything that is not noise, noise on or off, public keys."""
+        return dict(json.loads(self._read("run.json")))
+
+    def key(self) -> Ed25519PrivateKey:
+        return load_private(self.root / "coordinator.key")
+
+    def model(self) -> Model:
+        """The fitted model; UsageError before the fit is done."""
+        path = self.inner / "model.npz"
+        if not path.exists():
+            raise UsageError(
+                "RUN-NO-MODEL", "this run has no fitted model", where=(str(path),),
+                hint=f"finish it: cohortium simulate --resume {self.root}",
+            )  # fmt: skip
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files if name != "header"}
+            return load_model(arrays, json.loads(str(file["header"])))
+
+    def grids(self) -> tuple[Grid, ...]:
+        return grids(self.study().schema)
+
+    def _read(self, name: str) -> str:
+        path = self.root / name
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UsageError("RUN-MISSING", "this is not a run's directory", where=(str(path),)) from None
+
+
+def new_run_id(study: str, *, seed: int | None = None) -> str:
+    """study-XXXXXXXX; by seed in a rehearsal, because keys and noise are bound to it."""
+    tail = secrets.token_hex(4) if seed is None else f"{seed:08x}"
+    return f"{re.sub('[^a-z0-9-]', '-', study.lower())[:48].strip('-')}-{tail}"
+
+
+def drive(
+    courier: RunCourier, root: Path, *, on_event: OnEvent | None = None, stop: Callable[[], bool] = lambda: False
+) -> None:
+    """Run, or run on, the study in `root` until its model is fitted and scored.
+
+    Raises Stopped when `stop` says so between two releases; PeerUnreachable when too few sites are there.
+    """
+    folder = RunFolder(root=root)
+    study, plan, facts = folder.study(), folder.plan(), folder.facts()
+    run, key = str(facts["run"]), folder.key()
+    folder.inner.mkdir(exist_ok=True)
+    events = _Events(folder.inner / "events.jsonl", on_event)
+    identities = {site: public_from_raw(bytes.fromhex(k)) for site, k in facts["public_keys"].items()}
+    mirror = Mirror(folder.inner / "mirror.db", identities)
+    session = Session(
+        courier=courier, key=key, identities=identities, mirror=mirror, timeout_s=ANSWER_TIMEOUT_S,
+    )  # fmt: skip
+    ledger_path = folder.inner / "ledger.db"
+    ledger = (
+        Ledger.open(ledger_path, key) if ledger_path.exists() else Ledger.create(ledger_path, COORDINATOR, key)
+    )
+    try:
+        events.say("start", run=run, releases=plan.releases, plan=plan.digest)
+        ledger.note("start", run=run, plan=plan.digest)
+        quorum = plan.survivors if plan.mode == "secure-sum" else 1
+        present = courier.discover(plan.sites, timeout_s=HELLO_TIMEOUT_S, quorum=quorum)
+        hellos = {
+            site: Message(kind="run.hello", sender=COORDINATOR, fields={"run": run, "mirrored": mirror.size(site)})
+            for site in present
+        }
+        answered = session.exchange(hellos, "hello")
+        events.say("hello", sites=sorted(answered), refused=session.refusals)
+        if len(answered) < quorum:
+            codes = ", ".join(f"{s}: {c}" for s, c in sorted(session.refusals.items())) or "no answer"
+            raise PeerUnreachable(
+                "RUN-TOO-FEW", f"{len(answered)} of {len(plan.sites)} sites can take part, {quorum} are needed ({codes})",
+                hint="each site's guard.log says why it refused",
+            )  # fmt: skip
+        if any(reply.fields["plan"] != plan.digest for reply in answered.values()):
+            raise CheckFailed("RUN-PLAN", "a site approved another plan than this run's")
+        strategy: Strategy
+        if plan.mode == "secure-sum":
+            strategy = SecureSum(
+                plan=plan, run=run, identities=identities, exchange=session.exchange, mirrored=mirror.size,
+                notebook=folder.inner / "notebook",
+            )  # fmt: skip
+        else:
+            strategy = LocalNoise(plan=plan, run=run, exchange=session.exchange, mirrored=mirror.size)
+        strategy.start(answered)
+        ask = FederatedAsk(
+            plan=plan, run=run, strategy=strategy, ledger=ledger, folder=folder.inner / "answers",
+            on_release=lambda f: events.say("release", **f), stop=stop,
+        )  # fmt: skip
+        seed = int(facts["seed"])
+        _, chosen, public = plan_for_run(study, plan)
+        model = chosen.fit(
+            ask, schema=study.schema, grids=folder.grids(), facts=public, settings=Settings(seed=seed),
+            progress=lambda what, share: events.tell("fit", what=what, share=share),
+        )  # fmt: skip
+        _keep_model(folder.inner / "model.npz", model)
+        if any(stage.part == "holdout" for stage in plan.stages):
+            _evaluate(folder, study, plan, model, ask, seed)
+        ledger.note("end", run=run, plan=plan.digest, model=digest((folder.inner / "model.npz").read_bytes()))
+        events.say("fitted", run=run)
+    finally:
+        _farewell(session, plan, run, mirror)
+        ledger.export(folder.inner / "ledger.jsonl")
+        ledger.close()
+        mirror.close()
+
+
+def plan_for_run(study: Study, plan: Plan) -> tuple[Plan, Any, Any]:
+    """The plan again from its study: a run goes on only with the very plan that the sites approved."""
+    again, chosen, facts = plan_for(study, plan.sites, noise=plan.private)
+    if again.digest != plan.digest:
+        raise CheckFailed(
+            "RUN-PLAN", "the study no longer compiles to the approved plan",
+            hint="resume with the version of Cohortium that began the run, or start a new run",
+        )  # fmt: skip
+    return again, chosen, facts
+
+
+def _evaluate(folder: RunFolder, study: Study, plan: Plan, model: Model, ask: FederatedAsk, seed: int) -> None:
+    """Ask the held-out patients for their histograms in bins of the synthetic table (free: it is synthetic)."""
+    from cohortium.common.evaluation.private import private_columns
+
+    made = folder.grids()
+    rows = table(model, study.schema, made, EVALUATION_ROWS, seed=seed)
+    columns = study.schema.modelled
+    codes = [grid.encode(rows[column.name]) for column, grid in zip(columns, made, strict=True)]
+    maps, bins = [], []
+    for column, grid, mine in zip(columns, made, codes, strict=True):
+        table_, size = _evaluation_bins(mine, grid, len(column.levels) + 1 if column.levels else EVALUATION_BINS)
+        maps.append(table_)
+        bins.append(size)
+    answer = ask("evaluation", Counts(columns=tuple(range(len(made))), maps=tuple(maps), bins=tuple(bins), part="holdout"))
+    ends = np.concatenate([[0], np.cumsum(bins)])
+    scores = private_columns(
+        names=[column.name for column in columns],
+        noised=[answer.values[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)],
+        sigma=answer.sigma,
+        synthetic=[
+            np.bincount(m[c], minlength=size).astype(float) for m, c, size in zip(maps, codes, bins, strict=True)
+        ],
+        seed=seed,
+    )
+    from cohortium.common.evaluation.base import to_json
+
+    (folder.inner / "evaluation.json").write_text(json.dumps(to_json(scores.rows())))
+
+
+def _evaluation_bins(codes: np.ndarray, grid: Grid, most: int) -> tuple[np.ndarray, int]:
+    """(map fine code -> bin, bins): levels as they are, numbers in quantiles of the synthetic column; missing last."""
+    if grid.size <= most:
+        return np.arange(grid.size, dtype=np.int32), grid.size
+    present = np.sort(codes[codes != grid.missing])
+    if len(present) == 0:
+        return np.concatenate([np.zeros(grid.size - 1), [1]]).astype(np.int32), 2
+    edges = np.unique(present[np.linspace(0, len(present) - 1, min(20, most - 1) + 1).astype(int)[1:-1]])
+    table_ = np.searchsorted(edges, np.arange(grid.size), side="left").astype(np.int32)
+    table_[grid.missing] = len(edges) + 1
+    return table_, len(edges) + 2
+
+
+def _farewell(session: Session, plan: Plan, run: str, mirror: Mirror) -> None:
+    """Fetch the sites' last ledger lines; a site that is gone is asked again when the run resumes."""
+    try:
+        messages = {
+            site: Message(kind="run.finish", sender=COORDINATOR, fields={"run": run, "mirrored": mirror.size(site)})
+            for site in plan.sites
+        }
+        session.exchange(messages, "finish")
+    except (PeerUnreachable, CheckFailed):
+        return
+
+
+def _keep_model(path: Path, model: Model) -> None:
+    arrays, header = model.to_arrays()
+    with open(path.with_suffix(".tmp"), "wb") as file:
+        np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
+    path.with_suffix(".tmp").replace(path)
+
+
+class _Events:
+    """What happened, for people who watch: a line each on disk, and a call."""
+
+    def __init__(self, path: Path, on_event: OnEvent | None) -> None:
+        self._path, self._on_event = path, on_event
+
+    def say(self, what: str, **facts: Any) -> None:
+        entry = {"at": round(time.time(), 3), "event": what, **facts}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self.tell(what, **facts)
+
+    def tell(self, what: str, **facts: Any) -> None:
+        """Only the call: progress inside a step is not worth a line."""
+        if self._on_event is not None:
+            self._on_event({"event": what, **facts})
