@@ -36,10 +36,17 @@ Opener = Callable[[Path], GuardPort]
 
 
 def open_in_process(directory: Path) -> GuardPort:
-    """The guard of a site's directory, in this process: simulations only."""
+    """The guard of a site's directory, in this process and in no other: simulations only."""
     from cohortium.client.guard import open_guard
 
     return open_guard(directory)
+
+
+def open_shared(directory: Path) -> GuardPort:
+    """The same where several processes take turns at one site, as on Ray."""
+    from cohortium.client.guard import open_shared_guard
+
+    return open_shared_guard(directory)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

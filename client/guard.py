@@ -24,7 +24,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cohortium.client.approval import COORDINATOR, Proposal, load_approved
 from cohortium.client.gate import Gate
 from cohortium.client.policy import Policy
-from cohortium.client.records import load_records
+from cohortium.client.records import records as checked_records
+from cohortium.client.sources.base import read
 from cohortium.client.vault import Vault
 from cohortium.common.encoding import Records
 from cohortium.common.errors import CohortiumError, ProtocolError, Refused
@@ -54,6 +55,7 @@ CODES = {
     "TABLE": "DATA-PROBLEM", "DICT": "DATA-PROBLEM", "DATA": "DATA-PROBLEM", "SOURCE": "DATA-PROBLEM",
 }  # fmt: skip
 INTERNAL = "GUARD-INTERNAL"
+ROW_NAMES = "rows.npy"
 
 
 def open_guard(directory: Path) -> Guard:
@@ -144,8 +146,9 @@ class Guard:
             )
             self._set_channels(proposal, keys)
         round_ = self._new_round(proposal, _int(message, "index"), _int(message, "dim"))
+        said = round_.prepare(self._material(proposal.run, round_.params.round))
         self._keep(round_)
-        return self._gate().send(round_.prepare(self._material(proposal.run, round_.params.round)).to_message())
+        return self._gate().send(said.to_message())
 
     def _ask(self, proposal: Proposal, message: Message) -> bytes:
         index, plan = _int(message, "index"), proposal.plan
@@ -261,7 +264,11 @@ class Guard:
     def _load(self, proposal: Proposal) -> dict[Part, Records]:
         if proposal.run not in self._records:
             plan = proposal.plan
-            records = load_records(self._directory / self._policy.table, proposal.schema, unit=plan.unit)
+            table = read(self._directory / self._policy.table)
+            names = self._directory / ROW_NAMES
+            if names.exists():  # a simulated site: rows keep the names they have in the whole table
+                table.index = np.load(names, allow_pickle=False)
+            records = checked_records(proposal.schema, table, unit=plan.unit, where=self._policy.table)
             if records.patients < self._policy.minimum_patients:
                 raise Refused("POLICY-PATIENTS", "fewer patients than the policy's minimum_patients")
             held = held_out(records, study=plan.study, share=plan.holdout)
@@ -359,11 +366,16 @@ class Guard:
 
 
 def held_out(records: Records, *, study: str, share: float) -> np.ndarray:
-    """bool [patients]: who is kept for evaluation, by a public function of the patient's identity alone."""
+    """bool [patients]: who is kept for evaluation."""
+    return is_held_out(records.identity, study=study, share=share)
+
+
+def is_held_out(identity: np.ndarray, *, study: str, share: float) -> np.ndarray:
+    """bool [patients]: a public function of a patient's identity alone, so that both parts are disjoint for ever."""
     if share <= 0:
-        return np.zeros(records.patients, dtype=bool)
+        return np.zeros(len(identity), dtype=bool)
     key = hashlib.sha256(b"cohortium/holdout/1\x00" + study.encode()).digest()
-    return patient_uniforms(key, records.identity) < np.uint64(int(share * 2**64))
+    return patient_uniforms(key, identity) < np.uint64(int(share * 2**64))
 
 
 def _round_name(params: RoundParams) -> str:

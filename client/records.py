@@ -102,7 +102,9 @@ def _check_header(
     wanted = [column.name for column in schema.modelled] + ([] if unit == "row" else [unit])
     absent = [name for name in wanted if name not in present]
     if absent:
-        close = difflib.get_close_matches(absent[0], names, n=1)
+        free = [name for name in names if name not in schema.names]
+        close = [name for name in free if name.strip().lower() == absent[0].lower()]
+        close = close or difflib.get_close_matches(absent[0], free, n=1)
         raise TableError(
             "TABLE-COLUMN",
             f"the table lacks {len(absent)} columns of the dictionary: {_some(absent)}",
@@ -203,7 +205,7 @@ def _by_unique(
         values = pd.Series(flags, index=values.index, dtype=object)
     try:
         position, uniques = pd.factorize(values)
-    except TypeError:
+    except (TypeError, ArithmeticError):  # a list has no hash, and a signalling NaN may not be compared
         raise _Misfit(0, "is a list or another nested value") from None
     parsed: list[object] = []
     for code, value in enumerate(uniques):
@@ -264,7 +266,7 @@ def _boolean(column: Column, value: Hashable) -> bool:
 
 def _number(column: Column, value: Hashable) -> float | None:
     if isinstance(value, str):
-        if value.lower() == "nan":
+        if value in ("nan", "NaN", "NAN"):
             return None
         if value.lower() in _INFINITE:
             return math.inf
@@ -321,11 +323,9 @@ def _blank(values: pd.Series, missing: tuple[str, ...]) -> NDArray[np.bool_]:
     """Cells that are empty in the table, as against cells that a rule made missing."""
     empty = values.isna().to_numpy(dtype=bool)
     if values.dtype == object or isinstance(values.dtype, pd.CategoricalDtype | pd.StringDtype):
-        words = frozenset(missing)
-        empty |= np.array(
-            [isinstance(v, str) and (v in words or v.strip() in words) for v in values], dtype=bool
-        )
-        empty |= np.array([isinstance(v, str) and v.strip().lower() == "nan" for v in values], dtype=bool)
+        words = {*missing, "nan", "NaN", "NAN"}
+        texts = [isinstance(v, str) and (v in words or v.strip() in words) for v in values]
+        empty = empty | np.array(texts, dtype=bool)
     return empty
 
 

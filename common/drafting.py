@@ -64,19 +64,26 @@ def draft(table: pd.DataFrame, *, name: str, dictionary: str = "dictionary.json"
 def _plain(values: pd.Series) -> list[Hashable]:
     """Cells as bool, float, str (stripped), datetime, or None; nested values as the text of their type."""
     out: list[Hashable] = []
-    for value, gone in zip(values.astype(object), values.isna()):
-        if gone or (isinstance(value, float) and not math.isfinite(value)):
+    for value in values.astype(object):
+        if value is None or value is pd.NA or value is pd.NaT:
             out.append(None)
         elif isinstance(value, str):
             out.append(value.strip().replace("\0", ""))
-        elif isinstance(value, bool | int | float) or hasattr(value, "isoformat"):
+        elif isinstance(value, float):
+            out.append(float(value) if math.isfinite(value) else None)
+        elif isinstance(value, bool | int) or hasattr(value, "isoformat"):
             out.append(value)
         else:
-            try:
-                out.append(as_text(float(value)))
-            except (TypeError, ValueError, OverflowError):
-                out.append(f"({type(value).__name__})")
+            out.append(_number_or_type(value))
     return out
+
+
+def _number_or_type(value: Any) -> str | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return f"({type(value).__name__})"
+    return as_text(number) if math.isfinite(number) else None
 
 
 def _column(name: str, cells: list[Hashable], rows: int) -> Column:

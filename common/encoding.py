@@ -451,9 +451,27 @@ def encode(schema: Schema, table: pd.DataFrame, unit: str) -> Records:
         )
     columns = [g.encode(table[c.name]) for c, g in zip(schema.modelled, grids(schema))]
     codes = np.column_stack(columns).astype(np.int32) if columns else np.zeros((len(table), 0), dtype=np.int32)
+    position, identity = patients_of(table, unit)
+    digests = identity.tobytes()
+    halves = np.frombuffer(digests, dtype=">u8").reshape(-1, 2)
+    by_identity = np.lexsort((halves[:, 1], halves[:, 0]))
+    rank = np.empty(len(identity), dtype=np.int64)
+    rank[by_identity] = np.arange(len(identity))
+    patient = rank[position]
+    order = np.argsort(patient, kind="stable")
+    return Records(
+        codes=np.ascontiguousarray(codes[order]),
+        patient=patient[order],
+        identity=np.ascontiguousarray(identity[by_identity]),
+        rows_per_patient=np.bincount(patient, minlength=len(identity)).astype(np.int64),
+    )
+
+
+def patients_of(table: pd.DataFrame, unit: str) -> tuple[Ints, NDArray[np.uint8]]:
+    """(patient of each row as a position, identity uint8 [patients, 16]), patients in order of appearance."""
     if unit == "row":
         index = table.index if table.index.is_unique else range(len(table))
-        position, labels = np.arange(len(table)), [f"row:{i}" for i in index]
+        position, labels = np.arange(len(table), dtype=np.int64), [f"row:{i}" for i in index]
     else:
         position, uniques = pd.factorize(table[unit])
         if (position < 0).any():
@@ -466,16 +484,4 @@ def encode(schema: Schema, table: pd.DataFrame, unit: str) -> Records:
         labels = ["id:" + as_text(v) for v in uniques]
     sha = hashlib.sha256
     digests = b"".join([sha(label.encode()).digest()[:16] for label in labels])
-    identity = np.frombuffer(digests, dtype=np.uint8).reshape(-1, 16)
-    halves = np.frombuffer(digests, dtype=">u8").reshape(-1, 2)
-    by_identity = np.lexsort((halves[:, 1], halves[:, 0]))
-    rank = np.empty(len(labels), dtype=np.int64)
-    rank[by_identity] = np.arange(len(labels))
-    patient = rank[position]
-    order = np.argsort(patient, kind="stable")
-    return Records(
-        codes=np.ascontiguousarray(codes[order]),
-        patient=patient[order],
-        identity=np.ascontiguousarray(identity[by_identity]),
-        rows_per_patient=np.bincount(patient, minlength=len(labels)).astype(np.int64),
-    )
+    return position, np.frombuffer(digests, dtype=np.uint8).reshape(-1, 16)

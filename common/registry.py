@@ -5,25 +5,62 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cohortium.common.errors import StudyError
+from cohortium.common.errors import ProtocolError, StudyError
 
 if TYPE_CHECKING:
-    from cohortium.common.generators.base import Facts, Generator, Model
+    from cohortium.common.generators.base import Facts, Generator, Model, Network
+
+GENERATORS = ("auto", "mixture", "autoregressive", "joined")
+
+
+def choose(facts: Facts) -> str:
+    """The generator that "auto" means: a public rule on public facts, never on the data.
+
+    DP-SGD pays where its noise is small against what the mixture cannot express: from ε ≈ 3 and some thousand
+    patients on, few enough columns, and noise added once for all sites (secure sum) rather than by each.
+    """
+    patients = facts.patients or 0
+    if facts.mode == "local" or len(facts.columns) < 2 or len(facts.columns) > 100:
+        return "mixture"
+    if facts.epsilon >= 3 and patients >= 2000:
+        return "joined"
+    return "mixture"
 
 
 def generator(name: str, facts: Facts, *, rounds: int | None = None) -> Generator:
+    """rounds: of DP-SGD, where the study sets them; the generator's public rule otherwise."""
+    from cohortium.common.generators.autoregressive import Autoregressive
+    from cohortium.common.generators.joined import Joined
     from cohortium.common.generators.mixture import Mixture
 
-    if name in ("mixture", "auto"):
+    wanted = choose(facts) if name == "auto" else name
+    if wanted == "mixture":
         return Mixture()
-    raise StudyError("STUDY-GENERATOR", f"there is no generator {name!r}")
+    if wanted == "autoregressive":
+        return Autoregressive(rounds=rounds)
+    if wanted == "joined":
+        return Joined(rounds=rounds)
+    raise StudyError(
+        "STUDY-GENERATOR", f"there is no generator {name!r}", hint="one of " + ", ".join(GENERATORS)
+    )
 
 
 def load_model(arrays: Mapping[str, Any], header: Mapping[str, Any]) -> Model:
-    from cohortium.common.generators.model import MixtureModel
+    """A fitted model from its arrays and header, as `Model.to_arrays` gave them."""
+    from cohortium.common.generators.model import MixtureModel, NadeModel
 
-    return MixtureModel.from_arrays(arrays, header)
+    kind = header.get("kind")
+    if kind == "mixture":
+        return MixtureModel.from_arrays(arrays, header)
+    if kind == "nade":
+        return NadeModel.from_arrays(arrays, header)
+    raise StudyError("MODEL-KIND", f"this version cannot read a model of kind {str(kind)[:40]!r}")
 
 
-def network(spec: Mapping[str, Any]) -> Any:
-    raise StudyError("STUDY-NETWORK", "unknown network")
+def network(spec: Mapping[str, Any]) -> Network:
+    """The network that a Gradient query names; ProtocolError for an unknown kind or a malformed spec."""
+    from cohortium.common.generators.nade import Nade
+
+    if spec.get("kind") != "nade":
+        raise ProtocolError("NETWORK-KIND", "unknown kind of network")
+    return Nade(spec)

@@ -5,8 +5,8 @@
     ledgers         exported JSONL (or the SQLite file itself): one of the study, one of each site
     result.json     what the study claims: privacy {delta, prices, statement}, ledgers {heads}, files {sha256}
 
-The audit trusts nothing but the public keys in the manifest, whose fingerprints it prints so that a reader can
-compare them with those that the hospitals announce. It shares the chain's rules and the accountant with the
+The audit trusts nothing but the public keys in the manifest, whose fingerprints it prints so that a reader
+can compare them with those that the hospitals announce. It shares the chain's rules and the accountant with the
 writer, and no other code of the run.
 """
 
@@ -81,7 +81,7 @@ class AuditReport:
 
 
 def audit(directory: Path) -> AuditReport:
-    """Run every check; a check that cannot be made fails. Raises UsageError only when there is no manifest."""
+    """Run every check; one that cannot be made fails. Raises UsageError only when there is no manifest."""
     directory = Path(directory)
     report = AuditReport(directory=str(directory))
     manifest = _manifest(directory)
@@ -174,14 +174,12 @@ def _check_events(report: AuditReport, plan: Plan, run: str, books: dict[str, tu
             detail += f"; {others} charges of other runs are not part of this study"
         report.add(f"events {owner}", not wrong, wrong[0] if wrong else detail)
     missing = sorted(set(plan.sites) ^ (set(books) - {COORDINATOR}))
-    report.add(
-        "sites", not missing, f"ledgers and plan name different sites: {missing}" if missing else "as planned"
-    )
+    report.add("sites", not missing, f"not in both ledgers and plan: {missing}" if missing else "as planned")
 
 
 def _not_in_plan(plan: Plan, entry: Entry) -> str:
     try:
-        stage = plan.stage_of(int(entry.release))
+        stage = plan.stage_of(_index(entry))
     except (CohortiumError, ValueError):
         return "the plan has no such release"
     if entry.plan != plan.digest:
@@ -199,7 +197,7 @@ def _check_agreement(report: AuditReport, plan: Plan, run: str, books: dict[str,
     wrong: list[str] = []
     for entry in used:
         there = [e for book in sites.values() if (e := book.entries.get((run, entry.release)))]
-        if sum(e.state in ("SEALED", "UNMASKED", "RELEASED", "VOID") for e in there) < needed:
+        if sum(e.state in ("SEALED", "UNMASKED", "RELEASED") for e in there) < needed:
             wrong.append(f"release {entry.release} was used, but fewer than {needed} sites sealed it")
         ballots = {e.ballot for e in [*there, entry] if e.ballot}
         if len(ballots) > 1:
@@ -209,9 +207,9 @@ def _check_agreement(report: AuditReport, plan: Plan, run: str, books: dict[str,
         extra = [e.release for e in _entries(book, run) if e.release not in study]
         if extra:
             wrong.append(f"{owner} charged release {extra[0]}, which the study's ledger does not know")
-    report.add(
-        "agreement", not wrong, wrong[0] if wrong else f"{len(used)} releases, backed by the sites' ledgers"
-    )
+    if not used:
+        wrong.append(f"the study's ledger holds no finished release of run {run!r}")
+    report.add("agreement", not wrong, wrong[0] if wrong else f"{len(used)} releases, backed by the sites")
 
 
 def _recompute(report: AuditReport, plan: Plan, run: str, books: dict[str, tuple[Book, str]]) -> None:
@@ -286,7 +284,7 @@ def _check_claims(
 
 
 def _check_files(report: AuditReport, directory: Path, run: str, books: dict[str, tuple[Book, str]]) -> None:
-    """The published files are the ones whose digests the coordinator signed, and result.json names the same."""
+    """The published files are those whose digests the coordinator signed; result.json names the same."""
     files = (_read_json(directory / "result.json") or {}).get("files")
     if not isinstance(files, dict) or not files:
         report.add("files", False, "result.json does not list the published files")
@@ -304,11 +302,7 @@ def _check_files(report: AuditReport, directory: Path, run: str, books: dict[str
             report.add(f"file {name}", False, "it cannot be read")
             continue
         same = found == digest
-        report.add(
-            f"file {name}",
-            same,
-            f"SHA-256 {found[:16]}… " + ("as recorded" if same else "is not as recorded"),
-        )
+        report.add(f"file {name}", same, f"SHA-256 {found[:16]}…, {'as' if same else 'not as'} recorded")
 
 
 def _wrong_prices(report: AuditReport, plan: Plan, privacy: dict[str, Any]) -> str:
@@ -342,10 +336,18 @@ def _entries(book: Book, run: str) -> list[Entry]:
     return [entry for entry in book.entries.values() if entry.run == run]
 
 
+def _index(entry: Entry) -> int:
+    """A release's index in the plan, which is its name in the ledgers, spelled in one way only."""
+    index = int(entry.release)
+    if str(index) != entry.release:
+        raise ValueError("another spelling")
+    return index
+
+
 def _part(plan: Plan, entry: Entry) -> str:
     """Training or held out; a release unknown to the plan counts as training (its check fails anyway)."""
     try:
-        return plan.stage_of(int(entry.release)).part
+        return plan.stage_of(_index(entry)).part
     except (CohortiumError, ValueError):
         return "train"
 

@@ -253,13 +253,13 @@ class _Events:
     def __init__(self, path: Path, on_event: OnEvent | None) -> None:
         self._path, self._on_event = path, on_event
 
-    def say(self, what: str, **facts: Any) -> None:
-        entry = {"at": round(time.time(), 3), "event": what, **facts}
+    def say(self, name: str, /, **facts: Any) -> None:
+        entry = {"at": round(time.time(), 3), "event": name, **facts}
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        self.tell(what, **facts)
+        self.tell(name, **facts)
 
-    def tell(self, what: str, **facts: Any) -> None:
+    def tell(self, name: str, /, **facts: Any) -> None:
         """Only the call: progress inside a step is not worth a line."""
         if self._on_event is not None:
-            self._on_event({"event": what, **facts})
+            self._on_event({"event": name, **facts})

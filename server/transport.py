@@ -96,7 +96,7 @@ class GridCourier:
             next_try = min(self._clock.now() + HELLO_AGAIN_S, deadline)
             nodes = [node for node in self._node_ids() if node not in answered]
             wait_s = next_try - self._clock.now()
-            parcels, _ = self._round({node: Parcel() for node in nodes}, HELLO, "hello", wait_s=wait_s)
+            parcels, _ = self._round({node: Parcel() for node in nodes}, HELLO, "discover", wait_s=wait_s)
             answered |= set(parcels)
             for node in sorted(parcels):
                 site = parcels[node].site

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from flwr.app import Context
 
-from cohortium.client.app import Courier, Opener, close_guards, courier_app, open_in_process
+from cohortium.client.app import Courier, Opener, close_guards, courier_app, open_in_process, open_shared
 from cohortium.common.errors import PeerUnreachable, UsageError
 from cohortium.common.protocol.flower import blank_context
 from cohortium.server.app import coordinator_app
@@ -57,16 +57,17 @@ def run(
     sites: Sequence[Path],
     engine: InProcess | Ray,
     log: Path,
-    opener: Opener = open_in_process,
+    opener: Opener | None = None,
 ) -> T:
     """Run a coordinator's work against the simulated sites; return what it returns, raise what it raises.
 
     sites: one directory per site; the guard opened there says the site's name. log: where the words of Flower
-    and Ray go. Nothing of either keeps running afterwards.
+    and Ray go; nothing of either keeps running afterwards. opener: another guard than ours, for tests.
     """
     if not sites:
         raise UsageError("ENGINE-NO-SITES", "a simulation needs at least one site")
-    courier = Courier(directories=tuple(path.resolve() for path in sites), opener=opener)
+    ours = open_in_process if isinstance(engine, InProcess) else open_shared
+    courier = Courier(directories=tuple(path.resolve() for path in sites), opener=opener or ours)
     with _quiet(log):
         try:
             if isinstance(engine, InProcess):

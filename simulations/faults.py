@@ -37,9 +37,9 @@ Kind = Literal[
 class Fault:
     """One line of the script.
 
-    site, label: shell patterns for the site's name and the exchange's label ("hello" is one). skip: so many
-    matching messages of a site pass first. times: then so many suffer, None for all. seconds: for "late".
-    bit: which bit of the envelope flips, counted from its start modulo its length.
+    site, label: shell patterns for the site's name and the exchange's label; the first is "discover".
+    skip: so many matching messages of a site pass first. times: then so many suffer, None for all.
+    seconds: for "late". bit: which bit of the envelope flips, counted from its start modulo its length.
     """
 
     kind: Kind

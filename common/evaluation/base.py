@@ -23,8 +23,8 @@ class Figure:
 
     value: None means that it cannot be assessed, and then `reason` says why.
     low, high: 95 % interval; both None where none can be given.
-    reference: what real data of that size scores; reference_low, reference_high: the range that sampling alone
-    gives it. floor: what a table scores whose columns were shuffled independently of one another.
+    reference: what real data of that size scores; reference_low, reference_high: the range that sampling
+    alone gives it. floor: what a table scores whose columns were shuffled independently of one another.
     direction: which way is better. how: one sentence on how it was computed.
     """
 
@@ -73,8 +73,8 @@ class NamedFigure:
 class ColumnScore:
     """One column, real against synthetic.
 
-    tvd: total variation distance over the ruler's cells (missing is a cell of its own); ks: greatest gap between
-    the two distribution functions of the values present (None for categories).
+    tvd: total variation distance over the ruler's cells (missing is a cell of its own); ks: greatest gap
+    between the two distribution functions of the values present (None for categories).
     labels, real, synthetic, band_low, band_high: the picture's cells; shares that sum to 1, and the range in
     which a second sample of real rows would fall 95 times in 100.
     """
@@ -115,7 +115,7 @@ class ColumnScore:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """The association of two columns (bias-corrected Cramér's V, 0 to 1) in the real and the synthetic rows."""
+    """The association of two columns (bias-corrected Cramér's V, 0 to 1) in real and synthetic rows."""
 
     first: str
     second: str
@@ -154,8 +154,8 @@ class Verdict:
 class Scores:
     """All that one synthetic table scored against real rows.
 
-    basis: what the real side is, in words ("held-out patients" or "in-sample"). figures: the summary figures by
-    a stable key (tvd1, tvd2, association_gap, tstr_auc, trtr_auc, auc_difference).
+    basis: what the real side is, in words ("held-out patients" or "in-sample"). figures: the summary figures
+    by a stable key (tvd1, tvd2, association_gap, tstr_auc, trtr_auc, auc_difference).
     auc: the rows of the AUC picture. unassessed: what could not be assessed and why.
     """
 
@@ -186,7 +186,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanRow:
-    """One release (or one phase of equal releases) of the plan; epsilon_cumulated includes all rows before."""
+    """One release (or a phase of equal ones) of the plan; epsilon_cumulated includes all rows before."""
 
     id: str
     purpose: str

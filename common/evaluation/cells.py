@@ -1,12 +1,13 @@
 """The ruler's cells: how a value of one column becomes a cell number, for scoring and for pictures.
 
-Unlike common/encoding (public rule, used under privacy), these cells are made FROM real rows. They may only be
-used where the real rows are: in a simulation, or inside a site.
+Unlike common/encoding (public rule, used under privacy), these cells are made FROM real rows. They may only
+be used where the real rows are: in a simulation, or inside a site.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +58,8 @@ def levels_of(column: Column, values: pd.Series[Any]) -> tuple[np.ndarray, list[
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cells:
-    """Cells of one column: `edges` for numbers, `levels` (text → cell) for categories. The last cell is "missing".
+    """Cells of one column: `edges` for numbers, `levels` (text → cell) for categories. The last cell is
+    "missing".
 
     Categories have, before it, one cell for levels not listed.
     """
@@ -115,7 +117,7 @@ def for_scoring(column: Column, values: pd.Series[Any], *, as_level: bool = Fals
 
 
 def for_association(column: Column, values: pd.Series[Any], *, as_level: bool = False) -> Cells:
-    """Coarse cells (5 quantile bins, 6 commonest levels), so that few patients still fill a table of two columns."""
+    """Coarse cells (5 quantile bins, 6 commonest levels), so that few patients fill a two-way table."""
     if column.categorical or as_level:
         return by_level(column, values, most=6)
     return by_quantile(column, values, bins=5)
@@ -137,7 +139,7 @@ def for_picture(column: Column, values: pd.Series[Any], *, bars: int = 14) -> Ce
         low, high = x.min(), x.max()
     edges = np.unique(np.linspace(low, high, bars - 2))
     marks = [_mark(column, e, high - low) for e in edges]
-    middle = [f"{a} to {b}" for a, b in zip(marks[:-1], marks[1:])]
+    middle = [f"{a} to {b}" for a, b in pairwise(marks)]
     return Cells(
         column=column, edges=edges, labels=(f"below {marks[0]}", *middle, f"{marks[-1]} and above", "missing")
     )

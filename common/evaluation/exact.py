@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-
 from cohortium.common.evaluation import cells, fidelity, references, utility, verdict
 from cohortium.common.evaluation.base import Associations, ColumnScore, Figure, NamedFigure, Pair, Scores
 from cohortium.common.evaluation.fidelity import Coded, Ruler
@@ -103,8 +102,9 @@ def exact_scores(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _World:
-    """The real and synthetic rows of one comparison. `share` of the pooled patients are judges; `scale` brings
-    a re-dealt half-against-half distance to whole-against-whole size (standard errors go with 1/√n)."""
+    """The real and synthetic rows of one comparison. `share` of the pooled patients are judges; `scale`
+    brings a re-dealt half-against-half distance to whole-against-whole size (standard errors go with
+    1/√n)."""
 
     columns: tuple[Column, ...]
     train: pd.DataFrame
@@ -203,7 +203,7 @@ def _columns(world: _World) -> tuple[tuple[ColumnScore, ...], Figure]:
     without = _without_groups(world, judge, synthetic, ruler)
     out = []
     for c, column in enumerate(world.columns):
-        how = "Total variation distance over the real rows' 20 quantile bins or levels, missing as its own cell."
+        how = "Total variation distance over 20 quantile bins or the levels; missing is a cell of its own."
         reference = float(draws[c].mean()) if world.in_sample else float(direct[c])
         tvd = _distance_figure(float(values[c]), without[:, c], reference, draws[c], None, world, how)
         out.append(_column_score(world, column, tvd))
@@ -219,7 +219,7 @@ def _columns(world: _World) -> tuple[tuple[ColumnScore, ...], Figure]:
         mean_draws,
         None,
         world,
-        "Mean over the columns of their total variation distance (tvd1 of the benchmark); interval by jackknife.",
+        "Mean of the columns' total variation distances (tvd1 of the benchmark); interval by jackknife.",
     )
     return tuple(out), tvd1
 
@@ -375,7 +375,7 @@ def _association(
         floor=float(np.abs(floor - real).mean()),
         unit="Cramér's V",
         direction="lower",
-        how="Mean over pairs of the difference of bias-corrected Cramér's V (coarse cells), synthetic and real.",
+        how="Mean over pairs of the absolute difference of bias-corrected Cramér's V on coarse cells.",
     )
     difference = np.abs(made - real)
     order = np.argsort(-difference, kind="stable")

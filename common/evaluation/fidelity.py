@@ -1,11 +1,11 @@
 """Fidelity: do the synthetic rows look like real ones, column by column and pair by pair?
 
-The two mean distances tvd1 and tvd2 follow the benchmark's definition: numbers in 20 quantile bins of the real
-training rows, missing as a cell of its own, mean total variation distance over all columns and over all pairs
-of columns, dates left out.
-Association is Cramér's V on coarse cells with Bergsma's bias correction (Bergsma 2013, J. Korean Stat. Soc. 42,
-eq. 7 and 8): one measure from 0 to 1 for any mix of kinds; without the correction, independent columns would
-score above 0 in a small table and higher the fewer the rows.
+The two mean distances tvd1 and tvd2 follow the benchmark's definition: numbers in 20 quantile bins of the
+real training rows, missing as a cell of its own, mean total variation distance over all columns and over all
+pairs of columns, dates left out.
+Association is Cramér's V on coarse cells with Bergsma's bias correction (Bergsma 2013, J. Korean Stat. Soc.
+42, eq. 7 and 8): one measure from 0 to 1 for any mix of kinds; without the correction, independent columns
+would score above 0 in a small table and higher the fewer the rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-
 from cohortium.common.errors import TableError
 from cohortium.common.evaluation import cells
 from cohortium.common.evaluation.cells import Cells
@@ -139,7 +138,7 @@ def pair_distances(first: Coded, second: Coded, sizes: Sequence[int], pairs: np.
 
 
 def cramers_v(counts: np.ndarray) -> float:
-    """Bias-corrected Cramér's V of a contingency table of counts, 0 to 1; 0 where a side has a single level."""
+    """Bias-corrected Cramér's V of a table of counts, 0 to 1; 0 where a side has a single level."""
     table = counts[counts.sum(axis=1) > 0][:, counts.sum(axis=0) > 0].astype(float)
     n = table.sum()
     r, k = table.shape

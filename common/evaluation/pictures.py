@@ -1,8 +1,9 @@
 """Pictures as SVG text, drawn by hand: no plotting library, no script, no network.
 
-Every function returns one <svg role="img"> with title and desc. Colours are CSS classes (report.css: Okabe and
-Ito's palette, one set for light and one for dark), so a picture follows the reader's scheme. Drawings are 360
-units wide, so that their text stays readable at phone width. All text is escaped here; names are hostile input.
+Every function returns one <svg role="img"> with title and desc. Colours are CSS classes (report.css: Okabe
+and Ito's palette, one set for light and one for dark), so a picture follows the reader's scheme. Drawings
+are 360 units wide, so that their text stays readable at phone width. All text is escaped here; names are
+hostile input.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def escape(text: object) -> str:
 
 
 def cut(text: object, room: float) -> str:
-    """At most `room` character widths (wide characters count two), with an ellipsis where shortened; escaped."""
+    """At most `room` character widths (wide ones count two), with an ellipsis where shortened; escaped."""
     plain, used, out = clean(text), 0.0, ""
     for ch in plain:
         used += (
@@ -116,7 +117,8 @@ def _cell_labels(labels: Sequence[str], left: float, right: float, step: float, 
 def heat_map(
     ids: Identifiers, names: Sequence[str], matrix: Sequence[Sequence[float]], *, title: str, difference: bool
 ) -> str:
-    """A square map; strength 0 to 1 in one colour, a difference in two (synthetic weaker, synthetic stronger).
+    """A square map; strength 0 to 1 in one colour, a difference in two (synthetic weaker, synthetic
+    stronger).
 
     The darkest cell of a difference is ±0.5. Cells of equal shade are one path, which keeps the file small.
     """
@@ -144,8 +146,9 @@ def heat_map(
         at = left + (i + 0.5) * cell
         text = f"<title>{escape(name)}</title>{cut(name, room)}"
         body.append(
-            f'<text font-size="{_n(size)}" x="{left - 4}" y="{_n(at + size * 0.34)}" text-anchor="end">{text}</text>'
-            f'<text font-size="{_n(size)}" transform="translate({_n(at + size * 0.34)} {top - 4}) rotate(-90)">{text}</text>'
+            f'<text font-size="{_n(size)}" x="{left - 4}" y="{_n(at + size * 0.34)}" '
+            f'text-anchor="end">{text}</text><text font-size="{_n(size)}" '
+            f'transform="translate({_n(at + size * 0.34)} {top - 4}) rotate(-90)">{text}</text>'
         )
     desc = (
         "Difference of association, synthetic minus real; blue weaker, orange stronger, darkest at 0.5."
@@ -177,7 +180,8 @@ def dot_plot(
         at = low + unit * k
         body.append(
             f'<path class="grid" d="M{_n(x(at))} {top}V{_n(bottom)}"/>'
-            f'<text x="{_n(x(at))}" y="{_n(bottom + 15)}" text-anchor="middle">{at:.{1 if unit >= 0.1 else 2}f}</text>'
+            f'<text x="{_n(x(at))}" y="{_n(bottom + 15)}" text-anchor="middle">'
+            f"{at:.{1 if unit >= 0.1 else 2}f}</text>"
         )
     if line is not None:
         body.append(f'<path class="limit" d="M{_n(x(line))} {top}V{_n(bottom)}"/>')
@@ -201,7 +205,8 @@ def dot_plot(
 
 
 def burn_down(ids: Identifiers, plan: Sequence[PlanRow], *, total: float, amounts: Sequence[str]) -> str:
-    """One bar per release purpose: epsilon before it (pale) and what it adds (dark), against the budget's line.
+    """One bar per release purpose: epsilon before it (pale) and what it adds (dark), against the budget's
+    line.
 
     amounts: the rounded cumulated epsilons as text, one per row (rounding is the report's business).
     """
@@ -218,7 +223,8 @@ def burn_down(ids: Identifiers, plan: Sequence[PlanRow], *, total: float, amount
         body.append(
             f'<text class="halo" x="{left}" y="{_n(y + 13)}"><title>{escape(row.purpose)}</title>'
             f"{cut(row.purpose, 42)}</text>"
-            f'<text class="halo" x="{right - 4}" y="{_n(y + 13)}" text-anchor="end">{escape(amounts[i])}</text>'
+            f'<text class="halo" x="{right - 4}" y="{_n(y + 13)}" text-anchor="end">'
+            f"{escape(amounts[i])}</text>"
             f'<rect class="before" x="{left}" y="{_n(y + 18)}" width="{_n(before * scale)}" height="11"/>'
             f'<rect class="syn" x="{_n(left + before * scale)}" y="{_n(y + 18)}" '
             f'width="{_n(max((now - before) * scale, 1.2))}" height="11"/>'
@@ -245,7 +251,8 @@ def timeline(ids: Identifiers, sites: Sequence[str], rounds: Sequence[RoundRow])
     for s, site in enumerate(sites):
         y = top + s * step
         body.append(
-            f'<text x="{left - 6}" y="{_n(y + 12)}" text-anchor="end"><title>{escape(site)}</title>{cut(site, 12)}</text>'
+            f'<text x="{left - 6}" y="{_n(y + 12)}" text-anchor="end"><title>{escape(site)}</title>'
+            f"{cut(site, 12)}</text>"
         )
         for c, several in enumerate(columns):
             x = left + c * width
@@ -283,7 +290,8 @@ def _share_axis(most: float, top: float, bottom: float, left: float, right: floa
         y = _n(bottom - at * scale)
         out.append(
             f'<path class="grid" d="M{left} {y}H{right}"/>'
-            f'<text class="small" x="{left - 3}" y="{_n(bottom - at * scale + 3.5)}" text-anchor="end">{100 * at:.0f}%</text>'
+            f'<text class="small" x="{left - 3}" y="{_n(bottom - at * scale + 3.5)}" text-anchor="end">'
+            f"{100 * at:.0f}%</text>"
         )
         at += unit
     return out

@@ -1,7 +1,7 @@
 """References: what real rows themselves would score, and what shuffled columns would.
 
-A distance of 0.03 says nothing by itself: two samples of real patients are some distance apart as well. So the
-patients of the training and the test table are dealt anew into two tables of the same sizes, many times
+A distance of 0.03 says nothing by itself: two samples of real patients are some distance apart as well. So
+the patients of the training and the test table are dealt anew into two tables of the same sizes, many times
 (a permutation of patients, not of rows: all rows of a patient stay together), and scored like the synthetic
 rows. The shuffled table (each column permuted on its own) keeps every single column and no relation between
 columns: a synthetic table that does not beat it has learned no relation.
@@ -14,10 +14,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import special
-
 from cohortium.common.evaluation import fidelity
 from cohortium.common.evaluation.fidelity import Coded
+from scipy import special
 
 GROUPS = 10
 
@@ -93,7 +92,8 @@ def jackknife_half_width(without: np.ndarray) -> np.ndarray | None:
     """Half of the 95 % interval from the figures with one group of patients left out each, [groups, …].
 
     Delete-a-group jackknife with Student's t (Kott 2001, J. Official Statistics 17). None under two groups.
-    The bootstrap is not used for distances: resampled rows are farther from everything, so it is biased upward.
+    The bootstrap is not used for distances: resampled rows are farther from everything, so it is biased
+    upward.
     """
     groups = len(without)
     if groups < 2:

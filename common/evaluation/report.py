@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
-
 from cohortium.common.evaluation import pictures
 from cohortium.common.evaluation.base import Figure, NamedFigure, ReportFacts, Scores
+from markupsafe import Markup
 
 COLUMNS_DRAWN = 24
 ROUNDS_LISTED = 200
@@ -55,7 +54,7 @@ def page(facts: ReportFacts, scores: Scores | None) -> str:
     )
     environment.filters |= {"number": number, "percent": percent, "epsilon": epsilon, "interval": interval}
     environment.filters |= {"reference": reference, "amount": amount}
-    css = Markup(here.joinpath("report.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
+    css = Markup(here.joinpath("report.css").read_text(encoding="utf-8"))
     template = environment.from_string(here.joinpath("report.html.j2").read_text(encoding="utf-8"))
     return template.render(
         facts=facts,
@@ -72,12 +71,12 @@ def _pictures(facts: ReportFacts, scores: Scores | None) -> dict[str, Any]:
     ids = pictures.Identifiers()
     out: dict[str, Any] = {"columns": []}
     if scores is not None:
-        out["columns"] = [Markup(pictures.column_picture(ids, c)) for c in worst_columns(scores)]  # noqa: S704
+        out["columns"] = [Markup(pictures.column_picture(ids, c)) for c in worst_columns(scores)]
         maps = scores.associations
         if maps is not None:
             gap = [[s - r for s, r in zip(a, b)] for a, b in zip(maps.synthetic, maps.real)]
             out["maps"] = [
-                Markup(pictures.heat_map(ids, maps.names, m, title=t, difference=d))  # noqa: S704
+                Markup(pictures.heat_map(ids, maps.names, m, title=t, difference=d))
                 for m, t, d in (
                     (maps.real, "Real rows", False),
                     (maps.synthetic, "Synthetic rows", False),
@@ -87,7 +86,7 @@ def _pictures(facts: ReportFacts, scores: Scores | None) -> dict[str, Any]:
         if scores.auc:
             ends = [v for r in scores.auc for v in (r.figure.value, r.figure.low) if v is not None]
             low = min(0.5, _axis(min(ends, default=0.5), 1.0, from_zero=False)[0])
-            out["auc"] = Markup(  # noqa: S704
+            out["auc"] = Markup(
                 pictures.dot_plot(
                     ids, scores.auc, title="Area under the ROC curve", low=low, high=1.0, line=0.5
                 )
@@ -110,14 +109,14 @@ def _pictures(facts: ReportFacts, scores: Scores | None) -> dict[str, Any]:
             picture = pictures.dot_plot(
                 ids, rows, title=f"Private evaluation: {title}", low=ends[0], high=ends[1]
             )
-            out["private"].append((title, Markup(picture)))  # noqa: S704
+            out["private"].append((title, Markup(picture)))
     if facts.plan:
         amounts = [f"ε {epsilon(r.epsilon_cumulated)}" for r in facts.plan]
-        out["budget"] = Markup(  # noqa: S704
+        out["budget"] = Markup(
             pictures.burn_down(ids, facts.plan, total=facts.budget.epsilon_total, amounts=amounts)
         )
     if facts.rounds:
-        out["rounds"] = Markup(pictures.timeline(ids, sites_of(facts), facts.rounds))  # noqa: S704
+        out["rounds"] = Markup(pictures.timeline(ids, sites_of(facts), facts.rounds))
     return out
 
 

@@ -7,17 +7,16 @@ both models are scored on the same resamples, so their difference has its own, t
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from sklearn.ensemble import HistGradientBoostingClassifier
-
 from cohortium.common.evaluation import cells, references
 from cohortium.common.evaluation.base import Figure
+from sklearn.ensemble import HistGradientBoostingClassifier
+from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
     from cohortium.common.schema import Column
@@ -26,6 +25,7 @@ LEVELS_AT_MOST = 20
 CASES_AT_LEAST = 5
 TRAIN_ROWS_AT_MOST = 200_000
 RESAMPLES = 300
+ONE_THREAD_BELOW = 20_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +79,7 @@ def prediction(
         raise CannotBeAssessed(f"The target {target} has fewer than two levels in the real training rows.")
     if len(known) > LEVELS_AT_MOST:
         raise CannotBeAssessed(
-            f"The target {target} has {len(known)} distinct values; this figure needs at most {LEVELS_AT_MOST}."
+            f"The target {target} has {len(known)} distinct values; at most {LEVELS_AT_MOST} are possible."
         )
     seen = sorted(set(truth))
     wanted = seen[-1:] if len(seen) == 2 else seen
@@ -87,13 +87,13 @@ def prediction(
     levels = [w for w in wanted if _enough(truth == w, patients)]
     if not levels:
         raise CannotBeAssessed(
-            f"Fewer than {CASES_AT_LEAST} patients with and without each level of {target} are left to judge by."
+            f"Fewer than {CASES_AT_LEAST} patients with, or without, each level of {target} can be judged by."
         )
     notes = []
     if len(levels) < len(wanted):
         notes.append(
-            f"{len(wanted) - len(levels)} levels of {target} have fewer than {CASES_AT_LEAST} patients to judge by "
-            "and are left out of the mean AUC."
+            f"{len(wanted) - len(levels)} levels of {target} have fewer than {CASES_AT_LEAST} patients "
+            "to judge by and are left out of the mean AUC."
         )
     x_judge = design.matrix(judge)
     fitted = _Fitted(x=x_judge, levels=levels, seed=seed)
@@ -193,6 +193,8 @@ class _Fitted:
         out = np.full((len(self.levels), len(self.x)), 0.5)
         if len(set(y)) < 2:
             return out
+        empty = np.isnan(x).all(axis=0)  # the booster cannot bin a feature without a value
+        x, judged = np.where(empty, 0.0, x), np.where(empty, 0.0, self.x)
         model = HistGradientBoostingClassifier(
             random_state=self.seed,
             max_iter=150,
@@ -200,9 +202,9 @@ class _Fitted:
             early_stopping=False,
             l2_regularization=1.0,
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an all-missing feature is legal here and only warned about
-            chance = model.fit(x, y).predict_proba(self.x)
+        # On busy cores OpenMP's threads wait for each other: a small fit is far faster on one.
+        with threadpool_limits(limits=1 if len(y) < ONE_THREAD_BELOW else None, user_api="openmp"):
+            chance = model.fit(x, y).predict_proba(judged)
         known = list(model.classes_)
         for i, level in enumerate(self.levels):
             if level in known:
@@ -247,8 +249,8 @@ def _resamples(patients: np.ndarray, *, seed: int) -> np.ndarray:
 def auc_means(scores: np.ndarray, hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean over levels of the weighted AUC, one per row of `weights`; ties count one half.
 
-    scores float [levels, rows], hits bool [levels, rows], weights int [draws, rows]. NaN where a resample holds
-    only one side.
+    scores float [levels, rows], hits bool [levels, rows], weights int [draws, rows]. NaN where a resample
+    holds only one side.
     """
     out = np.zeros(len(weights))
     for score, hit in zip(scores, hits):

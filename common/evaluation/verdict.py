@@ -23,14 +23,17 @@ MODELS = "Training a prediction model"
 
 def columns_tile(tvd1: Figure) -> Verdict:
     """How far the columns are from real ones, beyond what sampling alone gives."""
-    thresholds = f"good: mean distance at most {COLUMN_GOOD} above that of real rows; with care: at most {COLUMN_CARE} above."
+    thresholds = (
+        f"good: mean distance at most {COLUMN_GOOD} above that of real rows; "
+        f"with care: at most {COLUMN_CARE} above."
+    )
     if tvd1.value is None or tvd1.reference is None:
         return _unknown(COLUMNS, tvd1, thresholds)
     above = tvd1.value - tvd1.reference
     word: Word = "good" if above <= COLUMN_GOOD else "usable with care" if above <= COLUMN_CARE else "not fit"
     sentence = (
-        f"On average {100 * tvd1.value:.1f} % of the rows would have to change cell to match the real column; "
-        f"between two real samples it is {100 * tvd1.reference:.1f} %."
+        f"On average {100 * tvd1.value:.1f} % of the rows would have to change cell to match the real "
+        f"column; between two real samples it is {100 * tvd1.reference:.1f} %."
     )
     return Verdict(use=COLUMNS, word=word, sentence=sentence, thresholds=thresholds, figure=tvd1)
 
@@ -55,8 +58,8 @@ def _way_tile(use: str, figure: Figure, what: str, spread: float) -> Verdict:
     room = figure.floor - figure.reference
     if room < spread:
         reason = (
-            f"Real rows ({figure.reference:.3f}) and shuffled columns ({figure.floor:.3f}) score nearly the same "
-            "here: there are too few rows, or hardly any relations, to tell."
+            f"Real rows ({figure.reference:.3f}) and shuffled columns ({figure.floor:.3f}) score nearly "
+            "the same here: there are too few rows, or hardly any relations, to tell."
         )
         return Verdict(
             use=use, word="cannot be assessed", sentence=reason, thresholds=thresholds, figure=figure

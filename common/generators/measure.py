@@ -70,8 +70,8 @@ def bins_per_column(facts: Facts) -> tuple[int, int]:
     return max(6, int(MOST_NUMBER_BINS * scale)), max(8, int(MOST_LEVEL_BINS * scale))
 
 
-def measuring_phases(facts: Facts, *, ranges: float, grain: float, bins: float, pairs: float) -> tuple[Phase, ...]:
-    """The phases with these shares; one column has no pairs, its share goes to the bins."""
+def measuring_phases(facts: Facts, *, ranges: float, grain: float, bins: float, pairs: float | None) -> tuple[Phase, ...]:
+    """The phases with these shares, "pairs" only where wanted; one column has no pairs: the bins get its share."""
     numbers, levels = bins_per_column(facts)
     most = sum(min(size, (levels if categorical else numbers) + 1) for _, size, categorical in facts.columns)
     single = len(facts.columns) < 2
@@ -94,11 +94,11 @@ def measuring_phases(facts: Facts, *, ranges: float, grain: float, bins: float, 
             name="bins",
             purpose="how often each bin occurs, in bins that hold enough patients",
             kind="counts",
-            share=bins + pairs if single else bins,
+            share=bins + (pairs or 0.0) if single else bins,
             max_dim=most,
         ),
     ]
-    if not single:
+    if not single and pairs is not None:
         recipe = recipe_for(facts)
         widths = [min(size, recipe.most if c else recipe.degree + 1) for _, size, c in facts.columns]
         out.append(
@@ -113,7 +113,7 @@ def measuring_phases(facts: Facts, *, ranges: float, grain: float, bins: float, 
     return tuple(out)
 
 
-def measure(ask: Ask, *, grids: tuple[Grid, ...], facts: Facts, sigma_ratio: float) -> Measured:
+def measure(ask: Ask, *, grids: tuple[Grid, ...], facts: Facts, sigma_ratio: float, pairs: bool = True) -> Measured:
     """Ask the four questions. sigma_ratio: noise of "bins" over noise of "grain", from the phases' shares."""
     columns = tuple(range(len(grids)))
     coarse_maps = tuple(coarse_map(g) for g in grids)
@@ -145,7 +145,7 @@ def measure(ask: Ask, *, grids: tuple[Grid, ...], facts: Facts, sigma_ratio: flo
     one_way = tuple(
         combine(a, sd, h, counted.sigma, total) for a, sd, h in zip(first, first_sigma, counted.parts)
     )
-    features, gram, gram_sigma = _pairs(ask, tuple(bins), one_way, facts, total)
+    features, gram, gram_sigma = _pairs(ask if pairs else None, tuple(bins), one_way, facts, total)
     return Measured(
         bins=tuple(bins),
         one_way=one_way,
@@ -213,7 +213,7 @@ def _bin_sigma(bins: Bins, cell_sigma: float, group_sigma: Floats) -> Floats:
 
 
 def _pairs(
-    ask: Ask, bins: tuple[Bins, ...], one_way: tuple[Floats, ...], facts: Facts, total: float
+    ask: Ask | None, bins: tuple[Bins, ...], one_way: tuple[Floats, ...], facts: Facts, total: float
 ) -> tuple[tuple[Floats, ...], Floats, float]:
     recipe = recipe_for(facts)
     features = tuple(
@@ -227,7 +227,7 @@ def _pairs(
         for c, (b, p) in enumerate(zip(bins, one_way))
     )
     width = sum(f.shape[1] for f in features)
-    if len(bins) < 2:
+    if len(bins) < 2 or ask is None:
         return features, np.zeros((width, width)), 0.0
     query = Moments(
         features=tuple(f[b.map] for f, b in zip(features, bins)),

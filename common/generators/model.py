@@ -14,9 +14,11 @@ from cohortium.common.generators.base import Floats
 from cohortium.common.generators.bins import Bins
 from cohortium.common.generators.herding import EXCESS, Herder, Targets, towards
 from cohortium.common.generators.measure import Measured
+from cohortium.common.generators.nade import Nade
 from cohortium.common.generators.sampling import BLOCK, Allowed, bin_share, inverse_cdf, to_fine
 from cohortium.common.generators.threads import one_thread
 
+CONDITION_EXCESS = 4
 TOLERANCE = 0.7  # standard deviations of noise that herding does not follow
 
 
@@ -95,6 +97,51 @@ class MixtureModel:
             targets=targets,
             weights=np.asarray(arrays["weights"], dtype=np.float64),
             tables=tuple(np.asarray(arrays[f"table{c:05d}"], dtype=np.float64) for c in range(len(bins))),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NadeModel:
+    """An autoregressive network over the bins: parameters float32 [d], hidden units."""
+
+    bins: tuple[Bins, ...]
+    parameters: NDArray[np.float32]
+    hidden: int
+    targets: Targets
+    kind: str = "nade"
+
+    def network(self) -> Nade:
+        return Nade({"kind": "nade", "bins": [b.size for b in self.bins], "hidden": self.hidden})
+
+    def draw(
+        self, rows: int, rng: np.random.Generator, shares: Mapping[int, Floats] | None = None
+    ) -> NDArray[np.int64]:
+        """Bins [rows, columns]. Under conditions: importance resampling, since later columns are conditioned
+        on too late (a fourfold excess, rows taken by how likely their history made the condition)."""
+        network = self.network()
+        if not shares:
+            return network.draw(self.parameters, rows, rng)[0]
+        drawn, log_weight = network.draw(self.parameters, CONDITION_EXCESS * rows, rng, shares)
+        weight = np.exp(log_weight - log_weight.max())
+        at = (np.arange(rows) + rng.random()) / rows  # systematic resampling: few rows twice
+        cumulative = np.cumsum(weight) / weight.sum()
+        return drawn[rng.permutation(np.searchsorted(cumulative, at).clip(0, len(drawn) - 1))]
+
+    def sample(self, rows: int, *, seed: int, where: Allowed | None = None) -> Codes:
+        return sample_bins(self, self.bins, self.targets, rows, seed=seed, where=where)
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        arrays, header = common_arrays(self.bins, self.targets)
+        return arrays | {"parameters": self.parameters}, header | {"kind": self.kind, "hidden": self.hidden}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> NadeModel:
+        bins, targets = common_from_arrays(arrays, header)
+        return cls(
+            bins=bins,
+            targets=targets,
+            parameters=np.asarray(arrays["parameters"], dtype=np.float32),
+            hidden=int(header["hidden"]),
         )
 
 

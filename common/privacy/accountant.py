@@ -112,7 +112,7 @@ def _unsampled(mu: float, groups: tuple[pld.Group, ...], hospitals: int, relatio
 
 
 def prices(
-    parts: Sequence[Sequence[tuple[Event, int]]], *, delta: float
+    parts: Sequence[Sequence[tuple[Event, int]]], *, delta: float, hospitals: Sequence[int] = (1, 2, 3)
 ) -> list[dict[str, str | int | float]]:
     """Every epsilon that is printed: both relations, a patient in 1, 2 and 3 hospitals; as plain JSON.
 

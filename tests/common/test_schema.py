@@ -227,7 +227,7 @@ CONSTRAINTS = ["required", "enum", "minimum", "maximum", "unique", "pattern"]
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_no_document_ends_in_a_traceback(data: st.DataObject) -> None:
-    """A random mutilation of a good dictionary is a clear error or a dictionary that survives a round trip."""
+    """A mutilated dictionary is a clear error or a dictionary that survives a round trip."""
     document = copy.deepcopy(GOOD)
     for _ in range(data.draw(st.integers(1, 3))):
         field = data.draw(st.sampled_from(document["fields"]))

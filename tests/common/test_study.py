@@ -92,8 +92,19 @@ def test_local_mode_has_its_own_settings(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["epsilon = 3", "delta = 1e-6", 'unit = "pid"', 'adjacency = "add-remove"', "hospitals_per_patient = 1"]
-    + ["survivors = 3", "colluders = 1", "holdout = 0.2", "rows = 1000", 'id = "clinic-1"', 'name = "auto"'],
+    [
+        "epsilon = 3",
+        "delta = 1e-6",
+        'unit = "pid"',
+        'adjacency = "add-remove"',
+        "hospitals_per_patient = 1",
+        "survivors = 3",
+        "colluders = 1",
+        "holdout = 0.2",
+        "rows = 1000",
+        'id = "clinic-1"',
+        'name = "auto"',
+    ],
 )
 def test_no_setting_has_a_default_and_the_error_shows_the_line_to_add(folder: Path, line: str) -> None:
     with pytest.raises(StudyError) as caught:
@@ -221,8 +232,18 @@ def test_the_digest_names_the_agreement_and_not_the_file(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("sites", "survivors", "colluders", "fits"),
-    [(3, 3, 0, True), (3, 2, 0, True), (3, 2, 1, False), (5, 4, 1, True), (5, 3, 1, False), (5, 6, 1, False)]
-    + [(2, 2, 0, False), (101, 100, 0, False), (100, 51, 0, True), (100, 50, 0, False)],
+    [
+        (3, 3, 0, True),
+        (3, 2, 0, True),
+        (3, 2, 1, False),
+        (5, 4, 1, True),
+        (5, 3, 1, False),
+        (5, 6, 1, False),
+        (2, 2, 0, False),
+        (101, 100, 0, False),
+        (100, 51, 0, True),
+        (100, 50, 0, False),
+    ],
 )
 def test_survivors_fit_the_sites(sites: int, survivors: int, colluders: int, fits: bool) -> None:
     spec = StrategySpec(name="secure-sum", survivors=survivors, colluders=colluders)
@@ -267,8 +288,30 @@ def test_the_demo_study_loads() -> None:
 
 
 VALUES = st.sampled_from(
-    ["0", "-1", "1", "1.5", "nan", "inf", "true", '""', '"x"', '"row"', "[]", "[1]", '["age"]', "{}", "{a=1}"]
-    + ["1e400", "99999999999999999999", "1979-05-27", '"local"', '"pid"', '"\\u0000"', '"mixture"']
+    [
+        "0",
+        "-1",
+        "1",
+        "1.5",
+        "nan",
+        "inf",
+        "true",
+        '""',
+        '"x"',
+        '"row"',
+        "[]",
+        "[1]",
+        '["age"]',
+        "{}",
+        "{a=1}",
+        "1e400",
+        "99999999999999999999",
+        "1979-05-27",
+        '"local"',
+        '"pid"',
+        '"\\u0000"',
+        '"mixture"',
+    ]
 )
 LINES = TEXT.splitlines()
 

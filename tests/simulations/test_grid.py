@@ -160,7 +160,10 @@ def test_a_guard_that_exits_is_refused_by_code(home: Path) -> None:
 
 
 def test_hello_can_fail_too(home: Path) -> None:
-    lost_once, gone = Fault(kind="lost", site="b", label="hello"), Fault(kind="absent", site="c", times=None)
+    lost_once, gone = (
+        Fault(kind="lost", site="b", label="discover"),
+        Fault(kind="absent", site="c", times=None),
+    )
     _, courier = start(home, lost_once, gone)
     assert courier.sites == ("a", "b", "d"), "b's second hello arrives, c never answers"
 

@@ -135,7 +135,7 @@ def test_a_fresh_real_sample_scores_inside_its_reference_and_shuffled_columns_do
 
 
 def test_the_sampling_band_holds_a_second_real_sample() -> None:
-    """The band is the 95 % range of one cell; a fresh sample must stay inside about that often, not always."""
+    """The band is the 95 % range of one cell; a fresh sample stays inside about that often, not always."""
     inside = []
     for seed in range(6):
         table = population(1800, 50 + seed)

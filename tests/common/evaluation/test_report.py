@@ -26,6 +26,7 @@ from cohortium.common.evaluation.report import epsilon, page, render
 from cohortium.common.schema import Schema
 
 HOSTILE = '</title></svg><script>alert(1)</script><img src=x onerror="alert(2)">&\u202e\x00{{ 7*7 }}'
+LEVEL = HOSTILE.replace("\x00", "").replace("\u202e", "")
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
@@ -94,13 +95,13 @@ def facts(**more: object) -> ReportFacts:
 
 def scores(names: list[str], *, rows: int = 60, target: str | None = None, missing: bool = False) -> Scores:
     fields = [{"name": n, "type": "number", "constraints": {"minimum": 0, "maximum": 9}} for n in names[:-1]]
-    fields.append({"name": names[-1], "type": "string", "constraints": {"enum": ["a", HOSTILE]}})
+    fields.append({"name": names[-1], "type": "string", "constraints": {"enum": ["a", LEVEL]}})
     schema = Schema.from_dict({"name": "t", "fields": fields})
 
     def table(seed: int) -> pd.DataFrame:
         rng = np.random.default_rng(seed)
         data: dict[str, object] = {n: rng.random(rows) * 9 for n in names[:-1]}
-        data[names[-1]] = rng.choice(["a", HOSTILE], rows)
+        data[names[-1]] = rng.choice(["a", LEVEL], rows)
         out = pd.DataFrame(data)
         return out.astype(object).mask(out.notna()) if missing else out
 

@@ -108,7 +108,7 @@ def test_what_cannot_be_assessed_says_why(
 
 
 def test_a_patient_with_many_rows_widens_the_interval() -> None:
-    """Rows of one patient are copies: counting them as independent would be twice as sure as the data allow."""
+    """Rows of one patient are copies: counting them as independent would be surer than the data allow."""
     scores, hits = np.random.default_rng(0).random((1, 50)), np.random.default_rng(1).random((1, 50)) < 0.5
     repeated = np.repeat(np.arange(50), 8)
     by_patient = utility.auc_means(

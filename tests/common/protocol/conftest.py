@@ -33,20 +33,14 @@ class Consortium:
         self.identities = {s: signing.from_seed(hashlib.sha256(s.encode()).digest()) for s in self.names}
         self.publics = {s: key.public_key() for s, key in self.identities.items()}
         opened = {
-            s: open_channel(
-                run_id=run_id, site=s, identity=self.identities[s], entropy=Labelled((run_id, s))
-            )
+            s: open_channel(run_id=run_id, site=s, identity=self.identities[s], entropy=Labelled((run_id, s)))
             for s in self.names
         }
         self.channels = {s: private for s, (private, _) in opened.items()}
         self.channel_keys = tuple(key for s, (_, key) in opened.items() if s not in set(mute))
-        self.directory = Directory.verified(
-            run_id=run_id, identities=self.publics, keys=self.channel_keys
-        )
+        self.directory = Directory.verified(run_id=run_id, identities=self.publics, keys=self.channel_keys)
 
-    def params(
-        self, *, round: int = 1, t: int | None = None, c: int = 0, dim: int = 8
-    ) -> RoundParams:
+    def params(self, *, round: int = 1, t: int | None = None, c: int = 0, dim: int = 8) -> RoundParams:
         n = len(self.names)
         return RoundParams(
             run_id=self.run_id,

@@ -12,7 +12,7 @@ from cohortium.common.protocol.fixedpoint import capacity, from_ring, to_ring
 
 
 @given(parties=st.integers(1, 100), data=st.data())
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=60, derandomize=True, deadline=None)
 def test_sums_within_capacity_are_exact(parties, data) -> None:
     limit = capacity(parties)
     summands = data.draw(st.lists(st.integers(-limit, limit), min_size=parties, max_size=parties))

@@ -73,9 +73,7 @@ def test_aes_256_ctr_sp_800_38a_f_5_5() -> None:
     counter = bytes.fromhex("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff")
     plain = bytes.fromhex("6bc1bee22e409f96e93d7e117393172aae2d8a571e03ac9c9eb76fac45af8e51")
     stream = Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor()
-    assert stream.update(plain).hex() == (
-        "601ec313775789a5b7a7f504bbf3d228f443e3ca4d62b59aca84e990cacaf5c5"
-    )
+    assert stream.update(plain).hex() == ("601ec313775789a5b7a7f504bbf3d228f443e3ca4d62b59aca84e990cacaf5c5")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 16383, 16384, 16385, 40001])

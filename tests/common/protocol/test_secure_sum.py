@@ -67,7 +67,7 @@ STAYS, BEFORE_MASK, BEFORE_VOTE, BEFORE_REVEAL = range(4)
 
 
 def test_all_drop_outs_of_five_sites_at_every_phase(consortium, midway) -> None:
-    """All 4^5 fates. At least t at every phase: the exact sum of those who masked; else void, at that phase."""
+    """All 4^5 fates. At least t at every phase: the exact sum of those who masked; else void, then."""
     world = consortium(5)
     params = world.params(t=3, dim=5)
     start = midway(world, params, "prepared")

@@ -78,9 +78,7 @@ def test_fewer_than_t_shares_fit_every_secret_equally_often(p, t) -> None:
         for secret in range(p):
             count: Counter[tuple[int, ...]] = Counter()
             for rest in product(range(p), repeat=t - 1):
-                shares = split(
-                    secret, threshold=t, parties=parties, randomness=_coefficients(rest), prime=p
-                )
+                shares = split(secret, threshold=t, parties=parties, randomness=_coefficients(rest), prime=p)
                 count[tuple(shares[x] for x in seen)] += 1
             views.append(count)
         assert all(view == views[0] for view in views)

@@ -1,0 +1,160 @@
+"""An autoregressive network over adaptive bins, trained by DP-SGD; cold here, warm in `joined`.
+
+The sites answer `Gradient` queries: per-row clipped gradients summed over Poisson-sampled patients. The
+coordinator divides by the expected batch (rate × noised number of patients: never a private count) and takes
+an Adam step; the average of the last weights is the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cohortium.common.generators.base import Ask, Facts, Floats, Phase, Progress, Settings
+from cohortium.common.generators.herding import Targets
+from cohortium.common.generators.measure import Measured, bins_per_column, measure, measuring_phases, sigma_ratio
+from cohortium.common.generators.model import NadeModel
+from cohortium.common.generators.nade import Nade
+from cohortium.common.generators.threads import one_thread
+from cohortium.common.queries import Gradient
+
+if TYPE_CHECKING:
+    from cohortium.common.encoding import Grid
+    from cohortium.common.schema import Schema
+
+CLIP = 1.0
+LEARNING_RATE = 0.03
+BETA_1, BETA_2 = 0.8, 0.999
+AVERAGE = 0.9
+SAMPLING_RATE = 0.25
+
+
+@dataclass(slots=True)
+class Adam:
+    """Adam (Kingma & Ba 2015, algorithm 1) on one vector, in float64."""
+
+    size: int
+    rate: float
+    steps: int = 0
+    mean: Floats | None = None
+    square: Floats | None = None
+
+    def step(self, gradient: Floats) -> Floats:
+        """What to add to the parameters."""
+        self.steps += 1
+        if self.mean is None or self.square is None:
+            self.mean, self.square = np.zeros(self.size), np.zeros(self.size)
+        self.mean = BETA_1 * self.mean + (1 - BETA_1) * gradient
+        self.square = BETA_2 * self.square + (1 - BETA_2) * gradient**2
+        mean = self.mean / (1 - BETA_1**self.steps)
+        square = self.square / (1 - BETA_2**self.steps)
+        return -self.rate * mean / (np.sqrt(square) + 1e-8)
+
+
+def hidden_for(facts: Facts) -> int:
+    """Hidden units by public rule: more parameters are more noise."""
+    return 32 if facts.epsilon >= 10 and len(facts.columns) <= 100 else 16
+
+
+def dp_steps(facts: Facts) -> int:
+    """Rounds of DP-SGD by public rule: few patients gain nothing from many noisy steps."""
+    if facts.patients is not None and facts.patients < 2000:
+        return 40
+    return 100
+
+
+def gradient_phase(facts: Facts, share: float, steps: int) -> Phase:
+    numbers, levels = bins_per_column(facts)
+    bins = [min(size, (levels if categorical else numbers) + 1) for _, size, categorical in facts.columns]
+    return Phase(
+        name="train",
+        purpose="the network's clipped gradients over sampled patients (DP-SGD)",
+        kind="gradient",
+        share=share,
+        max_dim=Nade({"kind": "nade", "bins": bins, "hidden": hidden_for(facts)}).size,
+        repeats=steps,
+        sampling_rate=SAMPLING_RATE,
+    )
+
+
+def train(
+    ask: Ask,
+    network: Nade,
+    parameters: NDArray[np.float32],
+    measured: Measured,
+    *,
+    steps: int,
+    rate: float,
+    progress: Progress | None,
+) -> NDArray[np.float32]:
+    """DP-SGD from `parameters`; the exponential average of the weights, float32 [d]."""
+    optimiser = Adam(size=network.size, rate=rate)
+    here = parameters.astype(np.float64)
+    average = here.copy()
+    expected = max(SAMPLING_RATE * measured.total, 1.0)
+    maps = tuple(b.map for b in measured.bins)
+    for step in range(steps):
+        answer = ask(
+            "train",
+            Gradient(
+                network=network.spec, maps=maps, parameters=here.astype(np.float32), clip_norm_l2=CLIP
+            ),
+        )
+        here = here + optimiser.step(answer.values / expected)
+        here = np.clip(here, -50.0, 50.0)  # no noise, however large, makes a weight infinite
+        keep = min(AVERAGE, (step + 1) / (step + 10))
+        average = keep * average + (1 - keep) * here
+        if progress is not None:
+            progress("training at the hospitals", (step + 1) / steps)
+    return average.astype(np.float32)
+
+
+def cold_targets(measured: Measured) -> Targets:
+    """Without pairs asked, herding matches the one-ways alone."""
+    return Targets(
+        one_way=measured.one_way, features=measured.features, gram=np.zeros_like(measured.gram)
+    )
+
+
+class Autoregressive:
+    """DP-SGD alone: the reference."""
+
+    name = "autoregressive"
+
+    def __init__(self, *, rounds: int | None = None) -> None:
+        self._rounds = rounds
+
+    def phases(self, facts: Facts) -> tuple[Phase, ...]:
+        first = measuring_phases(facts, ranges=0.07, grain=0.07, bins=0.16, pairs=None)
+        return (*first, gradient_phase(facts, 0.70, self._rounds or dp_steps(facts)))
+
+    def fit(
+        self,
+        ask: Ask,
+        *,
+        schema: Schema,
+        grids: tuple[Grid, ...],
+        facts: Facts,
+        settings: Settings,
+        progress: Progress | None = None,
+    ) -> NadeModel:
+        phases = self.phases(facts)
+        measured = measure(ask, grids=grids, facts=facts, sigma_ratio=sigma_ratio(phases), pairs=False)
+        hidden = hidden_for(facts)
+        network = Nade({"kind": "nade", "bins": [b.size for b in measured.bins], "hidden": hidden})
+        with one_thread():
+            parameters = train(
+                ask,
+                network,
+                network.start(measured.one_way, seed=settings.seed),
+                measured,
+                steps=self._rounds or dp_steps(facts),
+                rate=LEARNING_RATE,
+                progress=progress,
+            )
+        return NadeModel(
+            bins=measured.bins, parameters=parameters, hidden=hidden, targets=cold_targets(measured)
+        )

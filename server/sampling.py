@@ -1,0 +1,149 @@
+"""Synthetic rows out of a fitted model, in blocks, as Parquet or CSV: post-processing, free of budget."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cohortium.common.errors import UsageError
+from cohortium.common.generators.sampling import tables
+from cohortium.server.runs import RunFolder
+
+BLOCK_ROWS = 65_536
+_HAIR = 1e-6  # what turns < into ≤ on grids whose steps are far coarser
+_TERM = re.compile(r"\s*(?P<column>.+?)\s*(?P<sign><=|>=|!=|=|<|>)\s*(?P<value>.+?)\s*")
+
+
+def write_rows(
+    folder: RunFolder, rows: int, outs: list[Path], *, seed: int, where: Mapping[str, object] | None = None,
+    balance: str | None = None, progress: Callable[[int], None] | None = None,
+) -> int:  # fmt: skip
+    """Sample rows and write them to every file of `outs` (.parquet or .csv); how many were written.
+
+    The same model, seed and rows give the same bytes. Memory stays at a block of 65,536 rows.
+    """
+    if rows < 1:
+        raise UsageError("SAMPLE-ROWS", "at least one row", hint="-n 1000")
+    for out in outs:
+        if out.suffix not in (".parquet", ".csv"):
+            raise UsageError("SAMPLE-FILE", f"{out.name}: rows are written as .parquet or .csv")
+        out.parent.mkdir(parents=True, exist_ok=True)
+    study, model = folder.study(), folder.model()
+    writers = [_Writer(out) for out in outs]
+    written = 0
+    try:
+        for block in tables(
+            model, study.schema, folder.grids(), rows, seed=seed, where=where, balance=balance, block=BLOCK_ROWS
+        ):
+            for writer in writers:
+                writer.write(block)
+            written += len(block)
+            if progress is not None:
+                progress(written)
+        for writer in writers:
+            writer.finish()
+    finally:
+        for writer in writers:
+            writer.close()
+    return written
+
+
+class _Writer:
+    """One output file, written beside its name and moved there when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._part = path, path.with_name(path.name + ".part")
+        self._parquet: pq.ParquetWriter | None = None
+        self._first = True
+        self._text = None if path.suffix == ".parquet" else open(self._part, "w", encoding="utf-8", newline="")
+
+    def write(self, block: pd.DataFrame) -> None:
+        if self._text is not None:
+            plain = block.copy()
+            for name in plain.columns:
+                if plain[name].dtype == "boolean" or plain[name].dtype == bool:
+                    plain[name] = plain[name].map({True: "true", False: "false"})
+            plain.to_csv(self._text, index=False, header=self._first)
+            self._first = False
+            return
+        table = pa.Table.from_pandas(block, preserve_index=False)
+        if self._parquet is None:
+            self._parquet = pq.ParquetWriter(self._part, table.schema)
+        self._parquet.write_table(table.cast(self._parquet.schema))
+
+    def finish(self) -> None:
+        self.close()
+        if self._part.exists():
+            self._part.replace(self._path)
+
+    def close(self) -> None:
+        if self._parquet is not None:
+            self._parquet.close()
+        if self._text is not None:
+            self._text.close()
+
+
+def parse_where(text: str | None, folder: RunFolder) -> dict[str, object]:
+    """"sex=F and age>=65 and age<80" -> conditions by column.
+
+    Terms are joined by `and`; = and != take levels or numbers, <, <=, >, >= numbers. Terms on one column narrow it.
+    Raises UsageError with the columns that exist.
+    """
+    if not text or not text.strip():
+        return {}
+    columns = {column.name: column for column in folder.study().schema.modelled}
+    out: dict[str, object] = {}
+    for term in re.split(r"\s+and\s+", text.strip(), flags=re.IGNORECASE):
+        match = _TERM.fullmatch(term)
+        if match is None:
+            raise UsageError("WHERE-FORM", f"{term!r} is not a condition", hint='--where "sex=F and age>=65"')
+        name, sign, value = match["column"], match["sign"], match["value"].strip("'\"")
+        if name not in columns:
+            raise UsageError(
+                "WHERE-COLUMN", f"the model has no column {name!r}", hint="columns: " + ", ".join(columns)
+            )
+        out[name] = _narrow(out.get(name), columns[name].levels, name, sign, value)
+    return out
+
+
+def _narrow(before: object, levels: tuple[str, ...] | None, name: str, sign: str, value: str) -> object:
+    if levels is not None:
+        if sign not in ("=", "!="):
+            raise UsageError("WHERE-SIGN", f"{name!r} has levels: use = or !=")
+        alias = {"0": "false", "1": "true"}.get(value, value) if set(levels) == {"false", "true"} else value
+        if alias not in levels:
+            raise UsageError("WHERE-VALUE", f"{name!r} has no level {value!r}", hint="levels: " + ", ".join(levels))
+        allowed = {alias} if sign == "=" else set(levels) - {alias}
+        allowed = allowed & before if isinstance(before, set) else allowed
+        if not allowed:
+            raise UsageError("WHERE-EMPTY", f"the conditions on {name!r} exclude each other")
+        return allowed
+    try:
+        number = float(value)
+    except ValueError:
+        number = float(pd.Timestamp(value).timestamp()) if _is_date(value) else float("nan")
+    if number != number or sign == "!=":
+        raise UsageError("WHERE-VALUE", f"{name!r} is a number or a date: use =, <, <=, > or >= with one")
+    low, high = before if isinstance(before, tuple) else (float("-inf"), float("inf"))
+    if sign == "=":
+        low, high = max(low, number), min(high, number)
+    elif sign in (">", ">="):
+        low = max(low, number + (_HAIR * max(1.0, abs(number)) if sign == ">" else 0.0))
+    else:
+        high = min(high, number - (_HAIR * max(1.0, abs(number)) if sign == "<" else 0.0))
+    if low > high:
+        raise UsageError("WHERE-EMPTY", f"the conditions on {name!r} exclude each other")
+    return low, high
+
+
+def _is_date(text: str) -> bool:
+    try:
+        pd.Timestamp(text)
+    except ValueError:
+        return False
+    return True
