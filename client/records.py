@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -136,9 +137,7 @@ def _patients(column: Column, values: pd.Series, where: str, missing: tuple[str,
     """The patient of each row as text, so that 7, 7.0 and "7" are one patient at every site."""
 
     def one(value: Hashable) -> str | None:
-        if isinstance(value, float | np.floating) and not (
-            value == math.floor(value) and abs(value) < LARGEST
-        ):
+        if isinstance(value, float | np.floating) and not _exact(float(value)):
             raise ValueError("is a decimal number or one too large to be exact; store identifiers as text")
         text = _plain_text(value)
         if column.kind == "integer" and (whole := _WHOLE_FLOAT.match(text)):
@@ -146,7 +145,11 @@ def _patients(column: Column, values: pd.Series, where: str, missing: tuple[str,
         return None if text in missing or not text else text
 
     try:
-        position, texts = _by_unique(values, one)
+        if pd.api.types.is_integer_dtype(values.dtype):  # the common case, without a Python call a row
+            position, uniques = pd.factorize(values)
+            texts: list[Any] = [None if str(value) in missing else str(value) for value in uniques]
+        else:
+            position, texts = _by_unique(values, one)
     except _Misfit as misfit:
         raise TableError(
             "TABLE-PATIENT",
@@ -166,6 +169,10 @@ def _patients(column: Column, values: pd.Series, where: str, missing: tuple[str,
     return text
 
 
+def _exact(number: float) -> bool:
+    return number.is_integer() and abs(number) < LARGEST
+
+
 def _parse(column: Column, values: pd.Series, missing: frozenset[str]) -> pd.Series:
     """The column in its canonical type. Raises _Misfit at the first cell of a wrong type."""
     dtype, numeric = values.dtype, column.kind in ("integer", "number", "year")
@@ -173,6 +180,7 @@ def _parse(column: Column, values: pd.Series, missing: frozenset[str]) -> pd.Ser
         raise _Misfit(0, "is a complex number")
     if numeric and pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype):
         x = values.to_numpy(dtype=np.float64, na_value=np.nan)
+        x = np.where(np.isin(x, _missing_numbers(missing)), np.nan, x)  # -9 in a Parquet is the "-9" of a CSV
     else:
         reader = _READERS[column.kind]
         position, parsed = _by_unique(values, lambda value: _read(reader, column, value, missing))
@@ -196,9 +204,7 @@ def _parse(column: Column, values: pd.Series, missing: frozenset[str]) -> pd.Ser
     return pd.Series(pd.arrays.IntegerArray(whole, gone), index=values.index)
 
 
-def _by_unique(
-    values: pd.Series, reader: Callable[[Hashable], object]
-) -> tuple[NDArray[np.intp], list[object]]:
+def _by_unique(values: pd.Series, reader: Callable[[Hashable], object]) -> tuple[NDArray[np.intp], list[Any]]:
     """Positions into the list of parsed unique values; -1 (its end, once None is added) is missing."""
     if values.dtype == object:  # True == 1, so a flag must not hide behind a number that came first
         flags = [v if not isinstance(v, bool | np.bool_) else ("true" if v else "false") for v in values]
@@ -207,7 +213,7 @@ def _by_unique(
         position, uniques = pd.factorize(values)
     except (TypeError, ArithmeticError):  # a list has no hash, and a signalling NaN may not be compared
         raise _Misfit(0, "is a list or another nested value") from None
-    parsed: list[object] = []
+    parsed: list[Any] = []
     for code, value in enumerate(uniques):
         try:
             parsed.append(reader(value))
@@ -226,19 +232,20 @@ def _read(
         if value in missing or value.strip() in missing:
             return None
         value = value.strip()
+    elif isinstance(value, int | float | np.number) and as_text(value) in missing:
+        return None
     return reader(column, value)
 
 
-def _categorical(
-    column: Column, position: NDArray[np.intp], parsed: list[object], index: pd.Index
-) -> pd.Series:
+def _categorical(column: Column, position: NDArray[np.intp], parsed: list[Any], index: pd.Index) -> pd.Series:
     levels = list(column.levels or ())
     # Sorted, so that nothing downstream can depend on which row came first
     outside = sorted({str(v) for v in parsed if v is not None} - set(levels))
     categories = [*levels, *outside]
     code = {level: i for i, level in enumerate(categories)}
     table = np.array([-1 if v is None else code[str(v)] for v in parsed] + [-1])
-    return pd.Series(pd.Categorical.from_codes(table[position], categories), index=index)
+    codes = table[position].astype(np.int64)
+    return pd.Series(pd.Categorical.from_codes(codes, pd.Index(categories, dtype="str")), index=index)
 
 
 def _plain_text(value: Hashable) -> str:
@@ -326,7 +333,14 @@ def _blank(values: pd.Series, missing: tuple[str, ...]) -> NDArray[np.bool_]:
         words = {*missing, "nan", "NaN", "NAN"}
         texts = [isinstance(v, str) and (v in words or v.strip() in words) for v in values]
         empty = empty | np.array(texts, dtype=bool)
+    elif pd.api.types.is_numeric_dtype(values.dtype):
+        x = values.to_numpy(dtype=np.float64, na_value=np.nan)
+        empty = empty | np.isin(x, _missing_numbers(missing))
     return empty
+
+
+def _missing_numbers(missing: Iterable[str]) -> list[float]:
+    return [float(text) for text in missing if _NUMBER.match(text)]
 
 
 def _cell_error(column: Column, values: pd.Series, misfit: _Misfit, where: str, schema: Schema) -> TableError:

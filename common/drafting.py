@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 from cohortium.common.encoding import as_text
 from cohortium.common.errors import TableError
-from cohortium.common.schema import LARGEST, Column, Schema, read_bound
+from cohortium.common.schema import LARGEST, Column, Kind, Schema, read_bound
 
 WARNING = (
     "Ranges and levels in this dictionary were read off the table. They are NOT public knowledge: a maximum "
@@ -129,11 +129,8 @@ def _column(name: str, cells: list[Hashable], rows: int) -> Column:
             guessed=True,
         )
     if moments is not None:
-        kind = (
-            "date"
-            if all((m.hour, m.minute, m.second, m.microsecond) == (0, 0, 0, 0) for m in moments)
-            else "datetime"
-        )
+        midnight = all((m.hour, m.minute, m.second, m.microsecond) == (0, 0, 0, 0) for m in moments)
+        kind: Kind = "date" if midnight else "datetime"
         low = read_bound(kind, f"{min(moments).year:04d}-01-01")
         high = read_bound(kind, f"{max(moments).year:04d}-12-31")
         return Column(name=name, kind=kind, minimum=low, maximum=high, required=required, guessed=True)

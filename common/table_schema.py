@@ -44,6 +44,12 @@ _FIELD_KEYS = (
 _USED = ("required", "enum", "minimum", "maximum")
 _HARMLESS = ("unique", "minLength", "maxLength", "pattern", "jsonSchema")  # levels say more than these
 _ABOUT = ("title", "description", "source", "licence", "license", "homepage", "citation")
+_LEVEL_TYPES: dict[str, tuple[type, ...]] = {
+    "boolean": (bool,),
+    "integer": (int,),
+    "year": (int,),
+    "number": (int, float),
+}
 
 
 def load(path: Path) -> Schema:
@@ -184,12 +190,10 @@ def _levels(
             continue
         if not isinstance(given, list):
             raise error("DICT-LEVELS", f"column {name!r}: {key} is not a list", f'"{key}": ["A", "B"]')
-        values = [
+        values: list[Any] = [
             item.get("value") if isinstance(item, Mapping) and key == "categories" else item for item in given
         ]
-        right = {"string": str, "boolean": bool, "integer": int, "year": int, "number": (int, float)}.get(
-            kind, str
-        )
+        right = _LEVEL_TYPES.get(kind, (str,))
         for value in values:
             if not isinstance(value, right) or (isinstance(value, bool) and kind != "boolean"):
                 raise error(
@@ -197,7 +201,7 @@ def _levels(
                     f"column {name!r} is a {kind} but {key} holds a value of another type",
                     "write levels of a string column in quotes, those of a numeric column without",
                 )
-            if kind in ("integer", "number", "year") and not abs(value) <= LARGEST:
+            if kind in ("integer", "number", "year") and not abs(cast(float, value)) <= LARGEST:
                 raise error("DICT-LEVELS", f"column {name!r}: {key} holds a number beyond 2^53", "correct it")
         lists.append(tuple(level_text(kind, value) for value in values))
     if len(lists) == 2 and set(lists[0]) != set(lists[1]):

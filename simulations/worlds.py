@@ -180,8 +180,9 @@ def _column(table: pd.DataFrame, name: str) -> pd.Series:
 
 
 def _patients(values: pd.Series) -> NDArray[np.int64]:
-    text = values.map(as_text, na_action="ignore").astype(object)
-    codes, _ = pd.factorize(text)
+    if not pd.api.types.is_integer_dtype(values.dtype):  # 7.0 and "7" are the patient 7
+        values = values.map(as_text, na_action="ignore").astype(object)
+    codes, _ = pd.factorize(values)
     empty = np.flatnonzero(codes < 0)
     if len(empty):
         raise TableError(

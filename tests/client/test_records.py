@@ -193,6 +193,21 @@ def test_a_row_without_a_usable_patient_is_refused(cells: list[Any]) -> None:
     assert caught.value.code == "TABLE-PATIENT" and caught.value.where[0].startswith("t:pid, row ")
 
 
+def test_a_number_that_means_missing_means_it_in_every_kind_of_file() -> None:
+    columns = (
+        column("age", "integer", minimum=-20.0, maximum=9.0),
+        column("stage", "integer", levels=("1", "2")),
+    )
+    schema = Schema(name="s", columns=columns, missing_values=("", "-9"))
+    for cells in ([-9, 3], [-9.0, 3.0], ["-9", "3"], pd.Series([-9, 3], dtype=object), pd.array([-9, 3])):
+        out = checked(schema, pd.DataFrame({"age": cells, "stage": [1, 1]}), unit="row")
+        assert out["age"].isna().tolist() == [True, False]
+    needed = Schema(name="s", columns=(column("age", "integer", minimum=-20.0, maximum=9.0, required=True),),
+                    missing_values=("-9",))  # fmt: skip
+    with pytest.raises(TableError, match="required"):
+        checked(needed, pd.DataFrame({"age": [-9, 3]}), unit="row")
+
+
 def test_required_cells() -> None:
     schema = Schema(name="s", columns=(column("age", "integer", minimum=0.0, maximum=9.0, required=True),))
     assert len(checked(schema, pd.DataFrame({"age": [1, np.inf, 300]}), unit="row")) == 3
@@ -276,7 +291,7 @@ SAFE = [
 ]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_no_table_ends_in_a_traceback(data: st.DataObject) -> None:
     """A clear error without the value, or records whose codes are those of each row alone."""

@@ -41,7 +41,7 @@ def rdp_epsilon(events: list[tuple[Event, int]], delta: float) -> float:
 @pytest.mark.parametrize("mu", [1e-3, 0.05, 0.3, 1.0, 5.0, 20.0])
 @pytest.mark.parametrize("delta", [1e-12, 1e-6, 1e-3])
 def test_gaussians_cost_what_the_closed_form_says(mu: float, delta: float) -> None:
-    """Balle & Wang, several events, both relations, hospitals; pessimistic by at most 1e-5 (0.2 % above 100)."""
+    """Balle & Wang; both relations, 1 to 3 hospitals; pessimistic by at most 1e-5 (0.2 % above 100)."""
     events = [(Event.gaussian(2 / mu), 3), (Event.gaussian(4 / mu), 4)]  # 3/4 + 1/4 of mu squared
     for hospitals in (1, 2, 3):
         for relation, factor in (("add-remove", 1), ("replace-one", 2)):
@@ -118,7 +118,7 @@ def test_our_mixture_code_with_one_hospital_is_the_librarys(
     theirs = pld._sampled(probability, noise, 1, relation, 2.0**-10)
     for delta in (1e-9, 1e-5):
         found = ours.self_compose(count).get_epsilon_for_delta(delta)
-        assert found == pytest.approx(theirs.self_compose(count).get_epsilon_for_delta(delta), rel=1e-6)
+        assert found == pytest.approx(theirs.self_compose(count).get_epsilon_for_delta(delta), rel=1e-5)
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
@@ -134,9 +134,9 @@ def test_several_hospitals_lie_between_sampling_once_and_never(relation: Any) ->
         assert costs[k - 1] <= epsilon([(apart, count * k)], delta=1e-6, relation=relation)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
-    noise=st.floats(0.6, 20), rate=st.floats(0.01, 0.9), count=st.integers(1, 200), other=st.floats(0.8, 50),
+    noise=st.floats(0.6, 20), rate=st.floats(0.01, 0.9), count=st.integers(1, 100), other=st.floats(0.8, 50),
     log_delta=st.floats(-12, -2),
 )  # fmt: skip
 def test_prices_are_ordered(noise: float, rate: float, count: int, other: float, log_delta: float) -> None:

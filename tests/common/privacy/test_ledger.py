@@ -272,7 +272,7 @@ def test_two_hundred_kills(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["bad"] == []
+    assert found["bad"] == 0
     assert found["charged"] >= found["touched"] > 100  # the loop did work between the kills
     assert found["kills"] == 200
     assert found["burned"] > 10  # and the kills did hit it in the middle

@@ -1,0 +1,263 @@
+"""The coordinator's commands that need no hospital: study new|check, sample, audit, doctor."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cohortium.common.errors import StudyError
+from cohortium.common.privacy.budget import rounded_up
+from cohortium.common.privacy.plan import Plan
+from cohortium.common.study import Study
+from cohortium.server.terminal import emit, err, failures, out
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+AcceptGuessed = Annotated[
+    bool, typer.Option("--accept-guessed-ranges", help="Use a dictionary with ranges guessed from data (not private).")
+]
+study_app = typer.Typer(no_args_is_help=True, help="Write and check a study.")
+
+
+@study_app.command("new")
+def study_new(
+    table: Annotated[Path, typer.Option("--table", help="A table to draft the dictionary from (.csv, .parquet).")],
+    to: Annotated[Path, typer.Option("--out", help="Folder for study.toml and dictionary.json.")] = Path("study"),
+    as_json: AsJson = False,
+) -> None:
+    """Draft a commented study.toml and a dictionary, to be completed by people."""
+    with failures(as_json=as_json):
+        from cohortium.client.sources.base import read
+        from cohortium.common.drafting import draft
+
+        made = draft(read(table), name=table.stem)
+        files = to / "study.toml", to / "dictionary.json"
+        if any(path.exists() for path in files):
+            raise StudyError("STUDY-EXISTS", "there is a study already", where=(str(to),), hint="choose another --out")
+        to.mkdir(parents=True, exist_ok=True)
+        files[0].write_text(made.study, encoding="utf-8")
+        made.schema.save(files[1])
+        guessed = list(made.schema.guessed)
+        emit(
+            {"study": str(files[0]), "dictionary": str(files[1]), "guessed": guessed, "warning": made.warning},
+            as_json=as_json, show=lambda: _say_draft(files[0], files[1], guessed, made.warning),
+        )  # fmt: skip
+
+
+def _say_draft(study: Path, dictionary: Path, guessed: list[str], warning: str) -> None:
+    out.print(f"Wrote {study} and {dictionary}.")
+    out.print(warning, style="yellow")
+    if guessed:
+        out.print(f"Columns to complete: {', '.join(guessed)}.")
+    out.print(f"Then: cohortium study check {study} --sites 5")
+
+
+@study_app.command("check")
+def study_check(
+    study: Annotated[Path, typer.Argument(help="study.toml")],
+    sites: Annotated[
+        Optional[int], typer.Option("--sites", help="How many hospitals; needed if the study does not name them.")
+    ] = None,
+    accept_guessed: AcceptGuessed = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compile the plan and print what it would ask, with which noise, at which price. Reads no data."""
+    with failures(as_json=as_json):
+        from cohortium.server.planning import plan_for
+
+        loaded = Study.load(study)
+        if not accept_guessed:
+            loaded.refuse_guesses()
+        names = loaded.sites
+        if sites is not None:
+            names = tuple(f"site-{i + 1:03d}" for i in range(sites))
+        if not names:
+            raise StudyError(
+                "STUDY-SITES", "the study does not name its sites", where=(str(study),), hint="--sites 5"
+            )
+        plan, _, _ = plan_for(loaded, names)
+        emit(plan_facts(plan), as_json=as_json, show=lambda: show_plan(plan))
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """All that `study check` prints, as plain JSON."""
+    cumulated = {stage.name: epsilon for stage, epsilon in plan.cumulated()}
+    return {
+        "study": plan.study, "plan": plan.digest, "generator": plan.generator, "mode": plan.mode,
+        "sites": len(plan.sites), "survivors": plan.survivors, "colluders": plan.colluders,
+        "delta": plan.delta, "unit": plan.unit,
+        "statement": plan.statement().sentence(),
+        "stages": [
+            {
+                "phase": s.name, "purpose": s.purpose, "kind": s.kind, "part": s.part, "releases": s.repeats,
+                "steps": s.steps, "sampling_rate": s.event.probability, "noise_multiplier": s.noise_multiplier,
+                "numbers": s.max_dim, "epsilon_cumulated": cumulated[s.name],
+            }
+            for s in plan.stages
+        ],
+        "epsilon": {
+            relation: {str(k): plan.price(relation=relation, hospitals=k) for k in (1, 2, 3)}
+            for relation in ("add-remove", "replace-one")
+        },
+        "bytes_per_site": plan.bytes_per_site(), "exchanges": plan.exchanges(),
+        "minutes_in_process": round(expected_minutes(plan), 2),
+    }  # fmt: skip
+
+
+def expected_minutes(plan: Plan) -> float:
+    """A rough forecast for `simulate` on two cores: start, then per site and exchange, then the fit.
+
+    The constants are of the order measured with simulations/benchmarks/speed; a network adds its own round trips.
+    """
+    per_exchange_s = 0.012 * len(plan.sites) + 2e-8 * sum(s.repeats * s.max_dim for s in plan.stages)
+    gradient_s = sum(0.03 * s.repeats * s.steps for s in plan.stages if s.kind == "gradient")
+    return (15.0 + plan.exchanges() * per_exchange_s + gradient_s) / 60.0
+
+
+def show_plan(plan: Plan) -> None:
+    title = f"{plan.study}: {plan.generator}, {plan.mode}, {len(plan.sites)} sites"
+    table = Table(title=title, title_justify="left")
+    for name in ("phase", "what is asked"):
+        table.add_column(name)
+    for name in ("releases", "sampling", "noise σ/Δ", "numbers", "ε so far"):
+        table.add_column(name, justify="right")
+    cumulated = {stage.name: epsilon for stage, epsilon in plan.cumulated()}
+    for stage in plan.stages:
+        repeats = str(stage.repeats) if stage.steps == 1 else f"{stage.repeats} × {stage.steps}"
+        part = "" if stage.part == "train" else " (held-out patients)"
+        table.add_row(
+            stage.name, stage.purpose + part, repeats, f"{stage.event.probability:.3g}",
+            f"{stage.noise_multiplier:.3g}", f"{stage.max_dim:,}", f"{cumulated[stage.name]:.3f}",
+        )  # fmt: skip
+    out.print(table)
+    prices = Table(title=f"Price of the whole plan at δ = {plan.delta:g}", title_justify="left")
+    prices.add_column("a patient is in")
+    prices.add_column("ε, add/remove", justify="right")
+    prices.add_column("ε, replace-one", justify="right")
+    for k in (1, 2, 3):
+        row = [plan.price(relation=relation, hospitals=k) for relation in ("add-remove", "replace-one")]
+        mark = "  ← the study's statement" if k == plan.hospitals else ""
+        prices.add_row(f"{k} hospital{'s' if k > 1 else ''}{mark}", *(rounded_up(e) for e in row))
+    out.print(prices)
+    out.print(plan.statement().sentence())
+    if plan.mode == "secure-sum":
+        out.print(
+            f"Holds while at least {plan.shares} honest sites stay to the end of a round (t = {plan.survivors} must "
+            f"stay, c = {plan.colluders} may side with the coordinator)."
+        )
+    out.print(
+        f"Each site sends at most {plan.bytes_per_site() / 1e6:.1f} MB in {plan.exchanges()} exchanges; about "
+        f"{max(expected_minutes(plan), 0.1):.1f} minutes on one machine."
+    )
+
+
+def sample(
+    directory: Annotated[Path, typer.Argument(help="Folder of a finished simulation.")],
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 1000,
+    where: Annotated[Optional[str], typer.Option(help='Condition, e.g. "sex=F and age>=65".')] = None,
+    balance: Annotated[Optional[str], typer.Option(help="A column whose levels shall occur equally often.")] = None,
+    to: Annotated[Optional[list[Path]], typer.Option("-o", "--out", help="File (.parquet, .csv); may repeat.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same rows.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw synthetic rows from a fitted model: free of budget."""
+    with failures(as_json=as_json):
+        from cohortium.server.runs import RunFolder
+        from cohortium.server.sampling import parse_where, write_rows
+
+        folder = RunFolder(root=directory)
+        outs = to or [Path("sample.parquet")]
+        conditions = parse_where(where, folder)
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=err, transient=True
+        ) as bar:
+            task = bar.add_task("sampling", total=rows)
+            written = write_rows(
+                folder, rows, outs, seed=seed, where=conditions, balance=balance,
+                progress=lambda n: bar.update(task, completed=n),
+            )  # fmt: skip
+        emit(
+            {"rows": written, "files": [str(path) for path in outs], "seed": seed},
+            as_json=as_json, show=lambda: out.print(f"Wrote {written:,} rows to {', '.join(map(str, outs))}."),
+        )  # fmt: skip
+
+
+def audit(
+    directory: Annotated[Path, typer.Argument(help="Folder of a simulation, a run or a release.")],
+    as_json: AsJson = False,
+) -> None:
+    """Recompute every ε and check every signature and chain, offline, from the files alone."""
+    with failures(as_json=as_json):
+        from cohortium.server.audit import audit as run_audit
+
+        found = run_audit(directory)
+
+        def show() -> None:
+            table = Table(title=f"Audit of {directory}", title_justify="left")
+            table.add_column("")
+            table.add_column("check")
+            table.add_column("found")
+            for check in found.checks:
+                table.add_row("[green]✓[/]" if check.ok else "[red]✗[/]", check.name, check.detail)
+            out.print(table)
+            for owner, print_ in found.keys.items():
+                out.print(f"key of {owner}: {print_}")
+            bad = sum(not check.ok for check in found.checks)
+            out.print("[bold green]Everything holds.[/]" if found.ok else f"[bold red]{bad} checks failed.[/]")
+
+        emit(found.to_json(), as_json=as_json, show=show)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Look at this machine: versions, cores, memory, disk, GPU, what is missing and how to get it."""
+    with failures(as_json=as_json):
+        checks = _doctor()
+
+        def show() -> None:
+            table = Table(title="Check of this machine", title_justify="left")
+            for name in ("check", "result", "fix"):
+                table.add_column(name)
+            for name, ok, result, fix in checks:
+                table.add_row(f"{'[green]✓[/]' if ok else '[red]✗[/]'} {name}", result, fix if not ok else "")
+            out.print(table)
+
+        emit([dict(zip(("check", "ok", "result", "fix"), c)) for c in checks], as_json=as_json, show=show)
+    if not all(ok for _, ok, _, _ in checks):
+        raise typer.Exit(1)
+
+
+def _doctor() -> list[tuple[str, bool, str, str]]:
+    checks = [("Python", sys.version_info >= (3, 11), platform.python_version(), "install Python 3.11 or newer")]
+    for name in ("flwr", "torch", "numpy", "pandas", "pyarrow", "cryptography", "dp-accounting", "ray"):
+        optional = name == "ray"
+        try:
+            version = importlib.metadata.version(name)
+            checks.append((name, name != "flwr" or version.startswith("1.41."), version, "pip install 'flwr==1.41.*'"))
+        except importlib.metadata.PackageNotFoundError:
+            hint = "pip install 'cohortium[ray]' for --engine ray" if optional else f"pip install {name}"
+            checks.append((name, optional, "not installed" + (" (only for --engine ray)" if optional else ""), hint))
+    cores = os.cpu_count() or 1
+    checks.append(("cores", True, str(cores), ""))
+    free = shutil.disk_usage(".").free
+    checks.append(("free disk", free > 1e9, f"{free / 1e9:.1f} GB", "free at least 1 GB"))
+    strict = sqlite3.sqlite_version_info >= (3, 37)
+    checks.append(("SQLite", strict, sqlite3.sqlite_version, "the ledger needs SQLite 3.37 (STRICT tables)"))
+    try:
+        import torch
+
+        gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none: the CPU is used"
+    except ImportError:
+        gpu = "unknown without torch"
+    checks.append(("GPU", True, gpu, ""))
+    return checks
