@@ -15,6 +15,7 @@ import hashlib
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -382,6 +383,7 @@ def roundest(low: int, high: int) -> int:
     return (low + high) // 2
 
 
+@lru_cache(maxsize=8)
 def grids(schema: Schema) -> tuple[Grid, ...]:
     """One grid for each modelled column, in the dictionary's order. DictionaryError where one cannot be built."""
     return tuple(

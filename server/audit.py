@@ -6,8 +6,8 @@
     result.json     what the study claims: privacy {delta, prices, statement}, ledgers {heads}, files {sha256}
 
 The audit trusts nothing but the public keys in the manifest, whose fingerprints it prints so that a reader
-can compare them with those that the hospitals announce. It shares the chain's rules and the accountant with the
-writer, and no other code of the run.
+can compare them with those that the hospitals announce. It shares the chain's rules and the accountant with
+the writer, and no other code of the run.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _not_in_plan(plan: Plan, entry: Entry) -> str:
 
 
 def _check_agreement(report: AuditReport, plan: Plan, run: str, books: dict[str, tuple[Book, str]]) -> None:
-    """What the study used, enough sites had sealed and charged; in a secure sum all signed one survivor set."""
+    """What the study used, enough sites had sealed; in a secure sum they all signed one survivor set."""
     sites = {owner: book for owner, (book, _) in books.items() if owner != COORDINATOR}
     needed = plan.survivors if plan.mode == "secure-sum" else 1
     used = [entry for entry in _entries(books[COORDINATOR][0], run) if entry.state == "RELEASED"]

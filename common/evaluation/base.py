@@ -177,7 +177,7 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, numbers to six significant digits."""
-        return to_json(self)  # type: ignore[no-any-return]
+        return to_json(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Scores:
@@ -249,7 +249,7 @@ class ReportFacts:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; an infinite epsilon becomes the string "inf"."""
-        return to_json(self)  # type: ignore[no-any-return]
+        return to_json(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ReportFacts:
@@ -278,7 +278,7 @@ def to_json(value: object) -> Any:
 
 def from_json(cls: type[T], data: Any) -> T:
     """The inverse of `to_json` for a dataclass type, driven by its annotations. Raises ValueError."""
-    return _revive(cls, data)  # type: ignore[no-any-return]
+    return _revive(cls, data)
 
 
 def _revive(kind: Any, data: Any) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -169,7 +169,7 @@ class Moments:
     missing: float
 
 
-def moments(column: Column, values: pd.Series) -> Moments:  # type: ignore[type-arg]
+def moments(column: Column, values: pd.Series[Any]) -> Moments:
     if column.categorical or cells.is_date(column):
         return Moments(mean=None, sd=None, missing=float(values.isna().mean()))
     x = cells.numbers(column, values)

@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2
 from cohortium.common.evaluation import pictures
-from cohortium.common.evaluation.base import Figure, NamedFigure, ReportFacts, Scores
+from cohortium.common.evaluation.base import ColumnScore, Figure, NamedFigure, ReportFacts, Scores
 from markupsafe import Markup
 
 COLUMNS_DRAWN = 24
@@ -105,9 +105,9 @@ def _pictures(facts: ReportFacts, scores: Scores | None) -> dict[str, Any]:
             if v is not None
         ]
         if known:
-            ends = _axis(min(known), max(known), from_zero=direction == "lower")
+            axis = _axis(min(known), max(known), from_zero=direction == "lower")
             picture = pictures.dot_plot(
-                ids, rows, title=f"Private evaluation: {title}", low=ends[0], high=ends[1]
+                ids, rows, title=f"Private evaluation: {title}", low=axis[0], high=axis[1]
             )
             out["private"].append((title, Markup(picture)))
     if facts.plan:
@@ -141,7 +141,7 @@ def _lists(facts: ReportFacts, scores: Scores | None) -> dict[str, object]:
     }
 
 
-def ranked_columns(scores: Scores) -> list[object]:
+def ranked_columns(scores: Scores) -> list[ColumnScore]:
     """All columns, the farthest from real rows (beyond their reference) first."""
 
     def above(figure: Figure) -> float:
@@ -150,7 +150,7 @@ def ranked_columns(scores: Scores) -> list[object]:
     return sorted(scores.columns, key=lambda c: -above(c.tvd))
 
 
-def worst_columns(scores: Scores) -> list:  # type: ignore[type-arg]
+def worst_columns(scores: Scores) -> list[ColumnScore]:
     """The columns drawn: all in the dictionary's order, or the worst where there are too many."""
     if len(scores.columns) <= COLUMNS_DRAWN:
         return list(scores.columns)

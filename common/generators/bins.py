@@ -105,18 +105,45 @@ def refine(noised: Floats, sigma: float, group_sigma: Floats, multiples: NDArray
         noised, float(group_sigma.max()) / math.sqrt(GROUP), times=SHAPE, coarser_than=GROUP
     )
     smooth = np.maximum(_box(smooth, GROUP + 1), 0.0)
-    kind = roundness(multiples)
-    cells = np.bincount(kind)
-    expected = np.bincount(kind, weights=smooth)
-    gap = np.bincount(kind, weights=noised) / np.maximum(expected, 1e-9) - 1.0
+    used = on_lattice(noised, sigma, multiples)
+    kind = np.where(used, roundness(multiples), -1)
+    cells = np.bincount(kind + 1)[1:]
+    expected = np.bincount(kind + 1, weights=smooth)[1:]
+    gap = np.bincount(kind + 1, weights=noised)[1:] / np.maximum(expected, 1e-9) - 1.0
     noise = sigma * np.sqrt(cells) / np.maximum(expected, 1e-9)
     keep = np.maximum(1.0 - (noise / np.where(gap == 0, 1.0, gap)) ** 2, 0.0)  # shrunk for its known noise
     factor = np.where(expected > 1e-9, np.maximum(1.0 + keep * gap, 0.0), 1.0)
     factor[factor < EMPTY_CLASS] = 0.0
-    used = factor[kind] > 0
-    base = smooth * factor[kind]
+    used &= factor[kind] > 0
+    base = np.where(used, smooth * factor[kind], 0.0)
     base[used] += haar_denoise((noised - base)[used], sigma, times=STANDS_OUT)
     return base
+
+
+def on_lattice(noised: Floats, sigma: float, multiples: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Cells on the coarsest round lattice that holds all the mass, as far as the noise lets us see.
+
+    From fine to coarse (1, 2 or 5, 10, ...): the cells that a step would drop are compared with nothing and
+    with their fair share of the mass; the step is taken where they look like nothing.
+    """
+    on = np.ones(len(noised), dtype=bool)
+    total = max(float(noised.sum()), 1e-9)
+    unit = 1
+    while True:
+        lead = int(str(unit)[0])
+        for factor in {1: (5, 2), 2: (5,), 5: (2,)}[lead]:
+            keep = on & (multiples % (unit * factor) == 0)
+            off = on & ~keep
+            count = int(off.sum())
+            fair = total * count / int(on.sum())
+            mass, noise = float(noised[off].sum()), sigma * math.sqrt(count)
+            telling = noise < 0.6 * fair and mass < 0.4 * fair
+            few = fair < 0.05 * total
+            if keep.sum() >= 8 and (telling or few) and mass < 1.5 * noise + 0.02 * total:
+                on, unit = keep, unit * factor
+                break
+        else:
+            return on
 
 
 def roundness(multiples: NDArray[np.int64]) -> NDArray[np.int64]:

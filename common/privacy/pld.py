@@ -64,7 +64,7 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
     return float(brentq(lambda m: gaussian_delta(m, epsilon) - delta, 1e-12, high, xtol=1e-15, rtol=1e-12))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def composed(mu: float, groups: tuple[Group, ...], hospitals: int, relation: Relation) -> Any:
     """The PLD of a Gaussian of total `mu` (one hospital's) and all sampled groups; None: too wide for a grid.
 
@@ -93,7 +93,7 @@ _RELATIONS = {
 }
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def _sampled(probability: float, noise: float, hospitals: int, relation: Relation, interval: float) -> Any:
     if hospitals == 1:
         return library.from_gaussian_mechanism(

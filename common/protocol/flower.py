@@ -22,8 +22,12 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from cohortium.common.errors import ProtocolError
 from cohortium.common.protocol.messages import MAX_ENVELOPE_BYTES
 
-# A process that Flower itself starts has imported Flower before us: set the switch it already read.
-flwr.supercore.telemetry.FLWR_TELEMETRY_ENABLED = os.environ["FLWR_TELEMETRY_ENABLED"]
+# A process that Flower itself starts has imported Flower before us, so the switch it read is set again. Even
+# switched off, Flower 1.41 puts a report together for every event: it writes an id into the home directory
+# and starts `file` and `uname`. With this nothing is put together.
+if os.environ["FLWR_TELEMETRY_ENABLED"] != "1":
+    flwr.supercore.telemetry.FLWR_TELEMETRY_ENABLED = "0"
+    flwr.supercore.telemetry.create_event = lambda event_type, event_details: "disabled"
 
 RECORD = "cohortium"
 HELLO = "hello"

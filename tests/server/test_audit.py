@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,19 +33,19 @@ def make_plan() -> Plan:
     parts = [Part(share=0.5), Part(rate=QUARTER, repeats=4, share=0.5)]
     counts, gradient = calibrate(parts, epsilon=3.0, delta=1e-6)
     held = calibrate([Part(share=1.0)], epsilon=1.0, delta=1e-6)[0]
-    common = {"purpose": "test", "max_dim": 100}
+    common: dict[str, Any] = {"purpose": "test", "max_dim": 100, "rate": 2**64}
     stages = (
-        Stage(name="bins", kind="counts", part="train", first=0, repeats=1, rate=2**64, noise_multiplier=counts,
-              **common),
-        Stage(name="steps", kind="gradient", part="train", first=1, repeats=4, rate=QUARTER,
-              noise_multiplier=gradient, **common),
-        Stage(name="score", kind="counts", part="holdout", first=5, repeats=1, rate=2**64, noise_multiplier=held,
-              **common),
+        Stage(name="bins", kind="counts", part="train", first=0, repeats=1, **common,
+              noise_multiplier=counts),
+        Stage(name="steps", kind="gradient", part="train", first=1, repeats=4, noise_multiplier=gradient,
+              **common | {"rate": QUARTER}),
+        Stage(name="score", kind="counts", part="holdout", first=5, repeats=1, **common,
+              noise_multiplier=held),
     )  # fmt: skip
     return Plan(
-        study="demo", study_digest="0" * 64, dictionary_digest="0" * 64, generator="mixture", mode="secure-sum",
-        sites=SITES, survivors=2, colluders=0, epsilon=3.0, delta=1e-6, unit="patient", hospitals=1, holdout=0.2,
-        rows=10, stages=stages,
+        study="demo", study_digest="0" * 64, dictionary_digest="0" * 64, generator="mixture", rows=10,
+        mode="secure-sum", sites=SITES, survivors=2, colluders=0, epsilon=3.0, delta=1e-6, unit="patient",
+        hospitals=1, holdout=0.2, stages=stages,
     )  # fmt: skip
 
 
@@ -57,7 +56,7 @@ def paths(folder: Path) -> dict[str, Path]:
 def write_study(
     folder: Path, plan: Plan, *, spoil: Callable[[str, int], dict[str, Any]] | None = None
 ) -> None:
-    """What a simulation leaves behind. spoil(owner, index): other arguments for one reservation, or None in it."""
+    """What a simulation leaves behind. spoil(owner, index): other arguments for one reservation."""
     files = {"synthetic.csv": hashlib.sha256(b"a,b\n").hexdigest()}
     (folder / "synthetic.csv").write_bytes(b"a,b\n")
     for owner, place in paths(folder).items():
@@ -68,7 +67,7 @@ def write_study(
                 arguments = {"run": RUN, "release_id": str(index), "event": stage.event, "count": stage.steps}
                 arguments |= {"plan_digest": plan.digest, "purpose": stage.name}
                 changed = spoil(owner, index) if spoil else {}
-                if changed.get("skip"):
+                if changed.pop("skip", False):
                     continue
                 ballot = changed.pop("ballot", "2" * 64)
                 ledger.reserve(**(arguments | changed))
@@ -136,7 +135,7 @@ def test_the_database_does_as_well_as_its_export(study: Path) -> None:
 
 
 LINES: list[tuple[str, Callable[[list[bytes]], list[bytes]]]] = [
-    ("flipped bit", lambda lines: [*lines[:2], lines[2].replace(b'"count":1', b'"count":0'), *lines[3:]]),
+    ("flipped bit", lambda lines: [lines[0], lines[1].replace(b'"count":1', b'"count":0'), *lines[2:]]),
     ("removed line", lambda lines: lines[:3] + lines[4:]),
     ("last line removed", lambda lines: lines[:-1]),
     ("swapped lines", lambda lines: [*lines[:2], lines[3], lines[2], *lines[4:]]),
@@ -161,7 +160,8 @@ def test_a_damaged_ledger_is_found(
 
 SPOILED: list[tuple[str, str, Callable[[str, int, Plan], dict[str, Any]]]] = [
     ("less noise than planned", "events A",
-     lambda o, i, p: {"event": replace(p.stages[0].event, noise_multiplier=0.5)} if (o, i) == ("A", 0) else {}),
+     lambda o, i, p: {"event": replace(p.stages[0].event, noise_multiplier=0.5)}
+     if (o, i) == ("A", 0) else {}),
     ("not sampled", "events A",
      lambda o, i, p: {"event": replace(p.stages[0].event, noise_multiplier=p.stages[1].noise_multiplier)}
      if (o, i) == ("A", 2) else {}),
@@ -239,7 +239,8 @@ def test_a_rehearsal_without_noise_does_not_pass(tmp_path: Path, plan: Plan) -> 
     report = audit(tmp_path)
     assert failed(report) == {"budget"}
     assert report.epsilons[0]["epsilon"] == "inf"
-    assert math.isinf(json.loads((tmp_path / "result.json").read_text(), parse_float=float) and math.inf)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["privacy"]["sentence"].startswith("No privacy guarantee")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from cohortium.common.evaluation.exact import exact_scores
 from cohortium.common.evaluation.fidelity import Ruler
 from cohortium.common.schema import Schema
 from scipy import stats
+from threadpoolctl import threadpool_limits
 
 DOCUMENT = {
     "name": "toy",
@@ -71,7 +72,8 @@ def test_the_three_figures_equal_the_benchmark() -> None:
     spec.loader.exec_module(module)
     train, test = population(900, 1), population(400, 2)
     synthetic = references.shuffled(population(700, 3), seed=0)
-    expected = module.score(DOCUMENT, "dead", train, test, synthetic)
+    with threadpool_limits(limits=1, user_api="openmp"):
+        expected = module.score(DOCUMENT, "dead", train, test, synthetic)
     got = exact_scores(
         schema=SCHEMA, train=train, test=test, synthetic=synthetic, target="dead", unit="pid"
     ).figures

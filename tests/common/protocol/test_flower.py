@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -67,13 +68,15 @@ def test_an_envelope_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None
         Parcel(envelope=b"x" * 11)
 
 
-@pytest.mark.parametrize("first", ["flwr.clientapp, flwr.supercore.telemetry", "cohortium.common.errors"])
-def test_flower_reports_nothing_to_its_makers(first: str) -> None:
+@pytest.mark.parametrize("first", ["flwr.clientapp, flwr.simulation", "cohortium.common.errors"])
+def test_flower_reports_nothing_to_its_makers(first: str, tmp_path: Path) -> None:
     code = (
         f"import {first}\n"
         "import cohortium.common.protocol.flower\n"
-        "import flwr.supercore.telemetry as telemetry\n"
+        "from flwr.supercore import telemetry\n"
         "assert telemetry.FLWR_TELEMETRY_ENABLED == '0'\n"
+        "assert telemetry.event(telemetry.EventType.PING).result(timeout=30) == 'disabled'\n"
     )
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=60)
+    assert not list(tmp_path.iterdir()), "nor is an id kept for next time"

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from cohortium.common.errors import ProtocolError
 from cohortium.common.protocol import channels
-from cohortium.common.protocol.masks import add_keystream, add_pair_mask, agree, derive, pair_key
+from cohortium.common.protocol.masks import add_keystream, add_pair_mask, agree, derive, pair_key, self_key
 
 BOB = bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
 ALICE_PUBLIC = bytes.fromhex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
@@ -114,6 +114,13 @@ def test_a_pair_key_is_bound_to_all_that_both_ends_must_agree_on() -> None:
     keys.append(pair_key(one, _public(_private(3)), **base))
     assert len(set(keys)) == 6
     assert pair_key(one, two, **{**base, "a": "b", "b": "a"}) == keys[0]
+
+
+def test_a_self_key_is_bound_to_its_round_roster_and_site() -> None:
+    base = {"context": "c", "roster": "r", "site": "a"}
+    keys = [self_key(b"s" * 32, **base), self_key(b"t" * 32, **base)]
+    keys += [self_key(b"s" * 32, **{**base, name: "other"}) for name in base]
+    assert len(set(keys)) == 5
 
 
 # ---- channels --------------------------------------------------------------------------------------------
