@@ -78,7 +78,9 @@ class Gate:
     def _check_cap(self, plan: Plan, stage: Stage) -> None:
         if not plan.private:
             return  # a rehearsal without noise has no price that a cap could hold; policy.check allowed it
-        cap = RdpFilter(epsilon=self._policy.lifetime_epsilon, delta=self._policy.lifetime_delta)
+        cap = RdpFilter(
+            epsilon=self._policy.lifetime_epsilon, delta=self._policy.lifetime_delta, hospitals=plan.hospitals
+        )
         charged = [
             (event, count) for event, count in self._ledger.charged_events() if event.kind != "non-private"
         ]

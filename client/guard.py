@@ -195,17 +195,10 @@ class Guard:
         """The same question again gets the same sealed bytes, never a second draw; any other is refused."""
         if state in ("SEALED", "RELEASED") and self._vault_().get("asked") == f"{run}/{index}/{asked}".encode():
             envelope = self._vault_().get("sealed")
-            # The first digest a release was sealed with is the ledger's word on which bytes those are.
-            if envelope is not None and self._sealed_digest(run, index) == digest(envelope):
+            # The digest that the release was sealed with is the ledger's word on which bytes those are.
+            if envelope is not None and self._ledger_().digest(run, str(index)) == digest(envelope):
                 return envelope
         raise Refused("GUARD-ONCE", "this release was answered before, or was lost in a crash and stays charged")
-
-    def _sealed_digest(self, run: str, index: int) -> str:
-        for line in reversed(self._ledger_().lines()):
-            body = line.body
-            if body.get("run") == run and body.get("release") == str(index) and body.get("state") == "SEALED":
-                return str(body["digest"])
-        return ""
 
     def _masked(self, round_: SiteRound, released: Released, message: Message) -> Message:
         peers = {n.removeprefix("roster/"): b for n, b in message.blobs.items() if n.startswith("roster/")}

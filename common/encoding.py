@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from cohortium.common.schema import Column, Schema
 
-CELLS = 1024  # most cells of a number; fine enough to keep what a clinician reads, cheap enough to noise
+CELLS = 512  # of a number, about; fine enough to keep what a clinician reads, coarse enough to be noised
+WHOLE_CELLS = 1024  # integers with at most so many values have a cell for each
 DATE_CELLS = 4096
 OTHER = ("other", "Other", "OTHER", "unknown", "Unknown", "UNKNOWN")
 TRUE = frozenset({"true", "t", "yes", "y", "1"})
@@ -201,6 +202,8 @@ class NumberGrid(Grid):
         last = math.floor(span / self.step + 1e-9) if whole else round(self.high / self.step)
         steps = last - self._first + 1
         most = DATE_CELLS if column.kind in ("date", "datetime") else CELLS
+        if declared is not None or whole:
+            most = steps if steps <= WHOLE_CELLS else most
         decade = self.low >= 0 and self.high >= 10 * max(self.low, self.step)
         self.edges = _edges(
             steps, most, first=self._first, root=decade and column.kind in ("integer", "number"), centred=not whole

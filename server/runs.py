@@ -160,7 +160,8 @@ def drive(
         seed = int(facts["seed"])
         _, chosen, public = plan_for_run(study, plan)
         model = chosen.fit(
-            ask, schema=study.schema, grids=folder.grids(), facts=public, settings=Settings(seed=seed),
+            ask, schema=study.schema, grids=folder.grids(), facts=public,
+            settings=settings_of(study, seed=seed, exact=bool(facts.get("exact"))),
             progress=lambda what, share: events.tell("fit", what=what, share=share),
         )  # fmt: skip
         _keep_model(folder.inner / "model.npz", model)
@@ -173,6 +174,16 @@ def drive(
         ledger.export(folder.inner / "ledger.jsonl")
         ledger.close()
         mirror.close()
+
+
+def settings_of(study: Study, *, seed: int, exact: bool = False) -> Settings:
+    """How the generator goes about its work, as far as it costs no budget."""
+    strategy = study.strategy
+    local = strategy.name == "local"
+    return Settings(
+        seed=seed, exact=exact, local_steps=strategy.local_steps if local else 1,
+        server_step=strategy.server_step, fedprox_mu=strategy.fedprox_mu,  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def plan_for_run(study: Study, plan: Plan) -> tuple[Plan, Any, Any]:

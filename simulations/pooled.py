@@ -16,14 +16,14 @@ from cohortium.client.guard import held_out
 from cohortium.client.records import records
 from cohortium.common.encoding import Records, grids
 from cohortium.common.errors import ProtocolError
-from cohortium.common.generators.base import Answer, Model, Settings
+from cohortium.common.generators.base import Answer, Model
 from cohortium.common.privacy.entropy import Entropy, SystemEntropy
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.privacy.release import release
 from cohortium.common.queries import AnyQuery, Gradient, Part
 from cohortium.common.study import Study
 from cohortium.server.planning import facts_of
-from cohortium.server.runs import plan_for_run
+from cohortium.server.runs import plan_for_run, settings_of
 
 
 @dataclass(kw_only=True)
@@ -58,7 +58,7 @@ class PooledAsk:
 
 def fit_pooled(
     study: Study, plan: Plan, table: pd.DataFrame, *, seed: int, entropy: Entropy | None = None,
-    before: Callable[[AnyQuery], AnyQuery] = lambda query: query,
+    before: Callable[[AnyQuery], AnyQuery] = lambda query: query, exact: bool = False,
 ) -> tuple[Model, PooledAsk]:  # fmt: skip
     """Fit the plan's generator to one table that holds everybody. before: may swap a query (tests of paths)."""
     rows = records(study.schema, table, unit=study.privacy.unit)
@@ -70,6 +70,7 @@ def fit_pooled(
     _, generator, _ = plan_for_run(study, plan)
     facts, _ = facts_of(study, len(plan.sites))
     model = generator.fit(
-        ask, schema=study.schema, grids=grids(study.schema), facts=facts, settings=Settings(seed=seed)
+        ask, schema=study.schema, grids=grids(study.schema), facts=facts,
+        settings=settings_of(study, seed=seed, exact=exact),
     )
     return model, ask

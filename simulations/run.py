@@ -46,7 +46,8 @@ CAP_FACTOR = 3.0
 class Request:
     """What to simulate. seed: None draws real noise; a number makes a reproducible rehearsal, never private.
 
-    noise: False switches the noise off (infinite epsilon, for tests of "federated = pooled").
+    noise: False switches the noise off (infinite epsilon, for tests of "federated = pooled"). exact: gradients on the
+    path that is bit-identical however patients are split (slow).
     """
 
     study: Path
@@ -55,6 +56,7 @@ class Request:
     out: Path
     seed: int | None = None
     noise: bool = True
+    exact: bool = False
     accept_guessed_ranges: bool = False
 
 
@@ -124,7 +126,7 @@ def _build(request: Request, study: Study, plan: Plan, worlds: dict[str, pd.Data
     facts = {
         "run": run, "public_keys": public, "split": request.split, "table": str(request.table),
         "seed": secrets.randbelow(2**31) if request.seed is None else request.seed,
-        "rehearsal": request.seed is not None, "noise": request.noise,
+        "rehearsal": request.seed is not None, "noise": request.noise, "exact": request.exact,
     }  # fmt: skip
     (out / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
     keys = {"coordinator": coordinator.public_key().public_bytes_raw().hex(), **public}

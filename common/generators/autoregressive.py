@@ -7,7 +7,6 @@ an Adam step; the average of the last weights is the model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +17,9 @@ from cohortium.common.generators.herding import Targets
 from cohortium.common.generators.measure import Measured, bins_per_column, measure, measuring_phases, sigma_ratio
 from cohortium.common.generators.model import NadeModel
 from cohortium.common.generators.nade import Nade
+from cohortium.common.generators.steps import Adam, server_step
 from cohortium.common.generators.threads import one_thread
-from cohortium.common.queries import Gradient
+from cohortium.common.queries import Gradient, LocalSteps
 
 if TYPE_CHECKING:
     from cohortium.common.encoding import Grid
@@ -27,31 +27,9 @@ if TYPE_CHECKING:
 
 CLIP = 1.0
 LEARNING_RATE = 0.03
-BETA_1, BETA_2 = 0.8, 0.999
+LOCAL_RATE = 0.5  # of the sites' own steps, plain SGD
 AVERAGE = 0.9
 SAMPLING_RATE = 0.25
-
-
-@dataclass(slots=True)
-class Adam:
-    """Adam (Kingma & Ba 2015, algorithm 1) on one vector, in float64."""
-
-    size: int
-    rate: float
-    steps: int = 0
-    mean: Floats | None = None
-    square: Floats | None = None
-
-    def step(self, gradient: Floats) -> Floats:
-        """What to add to the parameters."""
-        self.steps += 1
-        if self.mean is None or self.square is None:
-            self.mean, self.square = np.zeros(self.size), np.zeros(self.size)
-        self.mean = BETA_1 * self.mean + (1 - BETA_1) * gradient
-        self.square = BETA_2 * self.square + (1 - BETA_2) * gradient**2
-        mean = self.mean / (1 - BETA_1**self.steps)
-        square = self.square / (1 - BETA_2**self.steps)
-        return -self.rate * mean / (np.sqrt(square) + 1e-8)
 
 
 def hidden_for(facts: Facts) -> int:
@@ -88,22 +66,44 @@ def train(
     *,
     steps: int,
     rate: float,
+    facts: Facts,
+    settings: Settings,
     progress: Progress | None,
 ) -> NDArray[np.float32]:
-    """DP-SGD from `parameters`; the exponential average of the weights, float32 [d]."""
-    optimiser = Adam(size=network.size, rate=rate)
+    """DP-SGD from `parameters`; the exponential average of the weights, float32 [d]. A void round moves nothing."""
     here = parameters.astype(np.float64)
     average = here.copy()
     expected = max(SAMPLING_RATE * measured.total, 1.0)
+    local = None
+    if settings.local_steps > 1:
+        # Every site divides by the same public share of the expected batch: weights are no row counts.
+        local = LocalSteps(
+            steps=settings.local_steps,
+            learning_rate=LOCAL_RATE,
+            denominator=max(expected / facts.sites, 1.0),
+            fedprox_mu=settings.fedprox_mu,
+        )
+    optimiser = Adam(size=network.size, rate=rate)
+    on_updates = server_step(settings.server_step, size=network.size, rate=rate)
     maps = tuple(b.map for b in measured.bins)
     for step in range(steps):
         answer = ask(
             "train",
             Gradient(
-                network=network.spec, maps=maps, parameters=here.astype(np.float32), clip_norm_l2=CLIP
+                network=network.spec,
+                maps=maps,
+                parameters=here.astype(np.float32),
+                clip_norm_l2=CLIP,
+                path="exact" if settings.exact else "fast",
+                local=local,
             ),
         )
-        here = here + optimiser.step(answer.values / expected)
+        if answer.sites == 0:
+            continue
+        if local is None:
+            here = here + optimiser.step(answer.values / expected)
+        else:
+            here = here + on_updates.step(-answer.values)
         here = np.clip(here, -50.0, 50.0)  # no noise, however large, makes a weight infinite
         keep = min(AVERAGE, (step + 1) / (step + 10))
         average = keep * average + (1 - keep) * here
@@ -153,6 +153,8 @@ class Autoregressive:
                 measured,
                 steps=self._rounds or dp_steps(facts),
                 rate=LEARNING_RATE,
+                facts=facts,
+                settings=settings,
                 progress=progress,
             )
         return NadeModel(

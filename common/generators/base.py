@@ -88,9 +88,17 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """seed: of everything random after the noise (initial weights, model samples); no privacy rests on it."""
+    """seed: of everything random after the noise (initial weights, model samples); no privacy rests on it.
+
+    exact: gradients on the bit-identical path (slow; tests and small runs). local_steps: DP-SGD steps that a site
+    makes before it sends its update (`local` mode); then server_step and fedprox_mu say how updates are used.
+    """
 
     seed: int = 0
+    exact: bool = False
+    local_steps: int = 1
+    server_step: Literal["average", "momentum", "adam"] = "average"
+    fedprox_mu: float = 0.0
 
 
 class Model(Protocol):

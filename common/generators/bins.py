@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 MOST_NUMBER_BINS = 20
 MOST_LEVEL_BINS = 64
-GROUP = 32  # cells of a number's grid that the coarse count holds together; the density is smooth over them
+GROUP = 16  # cells of a number's grid that the coarse count holds together; the density is smooth over them
 SHAPE = 3.0  # standard deviations that a wavelet of the density's shape must reach
 STANDS_OUT = 3.2  # and one of single values
 EMPTY_CLASS = 0.15  # of the smooth density

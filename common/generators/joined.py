@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cohortium.common.generators.autoregressive import (
-    Adam,
     dp_steps,
     gradient_phase,
     hidden_for,
@@ -24,6 +23,7 @@ from cohortium.common.generators.measure import measure, measuring_phases, sigma
 from cohortium.common.generators.mixture import fit_mixture
 from cohortium.common.generators.model import MixtureModel, NadeModel, targets_of
 from cohortium.common.generators.nade import Nade
+from cohortium.common.generators.steps import Adam
 from cohortium.common.generators.threads import one_thread
 
 if TYPE_CHECKING:
@@ -77,7 +77,15 @@ class Joined:
                 progress=progress,
             )
             parameters = train(
-                ask, network, warm, measured, steps=self._steps(facts), rate=WARM_RATE, progress=progress
+                ask,
+                network,
+                warm,
+                measured,
+                steps=self._steps(facts),
+                rate=WARM_RATE,
+                facts=facts,
+                settings=settings,
+                progress=progress,
             )
         return NadeModel(bins=measured.bins, parameters=parameters, hidden=hidden, targets=targets)
 
