@@ -48,7 +48,7 @@ install: .venv/.installed
 	@touch $@
 
 demo: .venv/.installed
-	$(BIN)/cohortium demo --out demo-result $(ARGS)
+	$(BIN)/cohortium demo --out demo-result --force $(ARGS)
 
 # One thread each: two test processes share what may be two cores.
 test: .venv/.developing

@@ -70,6 +70,9 @@ def approve(site: Path, envelope: bytes, officer: Ed25519PrivateKey) -> Proposal
     policy = Policy.load(site / "site.toml")
     proposal = read_proposal(envelope, public_from_raw(bytes.fromhex(policy.coordinator_key)))
     policy.check(proposal.plan)
+    # The officer approves an ε; the guard will answer stages. Here they are held against each other.
+    if proposal.plan.private and proposal.plan.price() > proposal.plan.epsilon * (1 + 1e-9):
+        raise Refused("PROPOSAL-PRICE", "the plan's releases cost more than the epsilon that it states")
     folder = site / "approved" / proposal.run
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "proposal.bin").write_bytes(envelope)

@@ -9,6 +9,7 @@ Nothing else in this package signs an envelope or writes to a socket (tests/test
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cohortium.client.policy import Policy
 from cohortium.common.errors import ProtocolError, Refused
 from cohortium.common.privacy.accountant import RdpFilter
+from cohortium.common.privacy.budget import Mode
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan, Stage
 from cohortium.common.privacy.release import Released
+from cohortium.common.protocol.channels import SEALED_BYTES
 from cohortium.common.protocol.messages import Message, digest, seal
 from cohortium.common.queries import AnyQuery, Gradient
 
@@ -34,7 +37,12 @@ OUTBOUND: dict[str, frozenset[str]] = {
     "site.finished": frozenset({"run", "lines"}),
     "site.refused": frozenset({"code"}),
 }
-CARRIES_RECORDS = frozenset({"sum.masked", "site.noised"})
+CARRIES_RECORDS = {"sum.masked": "secure-sum", "site.noised": "local"}
+"""In which trust mode each may leave: a site's share of the noise alone does not protect a plain sum."""
+CARRIES_SHARES = frozenset({"sum.prepared", "site.revealed"})
+"""Kinds that may hold shares sealed to peers, each of one fixed length. No other kind has blobs."""
+MAX_TEXT = 1024
+MAX_NUMBER = 2**53
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +52,7 @@ class Permit:
     run: str
     index: int
     stage: Stage
+    mode: Mode
     head: str  # the ledger's head after the reservation: names the noise's key
 
 
@@ -53,10 +62,11 @@ class Gate:
     def __init__(self, *, policy: Policy, ledger: Ledger, key: Ed25519PrivateKey) -> None:
         self._policy, self._ledger, self._key = policy, ledger, key
 
-    def open(self, *, plan: Plan, run: str, index: int, query: AnyQuery) -> Permit:
+    def open(self, *, plan: Plan, run: str, index: int, query: AnyQuery, codes: Sequence[int]) -> Permit:
         """Check the query against the approved plan, then charge it. On disk before this returns.
 
-        Raises Refused with a code; nothing was charged then.
+        codes: how many fine codes each modelled column of the approved dictionary has.
+        Raises Refused or ProtocolError with a code; nothing was charged then.
         """
         self._policy.check(plan)
         stage = plan.stage_of(index)
@@ -68,16 +78,23 @@ class Gate:
             raise Refused("GATE-NOT-IN-PLAN", "local steps need the trust mode `local`")
         if query.dim > stage.max_dim:
             raise Refused("GATE-SIZE", "the answer would be larger than the plan says")
+        # What is refused must be settled here, by public facts: later a refusal could depend on the records.
+        query.check_codes(codes)
         self._check_cap(plan, stage)
         line = self._ledger.reserve(
             run=run, release_id=str(index), event=stage.event, count=stage.steps, plan_digest=plan.digest,
             purpose=stage.name,
         )  # fmt: skip
-        return Permit(run=run, index=index, stage=stage, head=line.hash)
+        return Permit(run=run, index=index, stage=stage, mode=plan.mode, head=line.hash)
 
     def _check_cap(self, plan: Plan, stage: Stage) -> None:
         if not plan.private:
             return  # a rehearsal without noise has no price that a cap could hold; policy.check allowed it
+        if self._policy.rehearsal is None and any(e.kind == "non-private" for e, _ in self._ledger.charged_events()):
+            raise Refused(
+                "GATE-CAP", "something was computed here without noise: no cap can hold any more",
+                hint="a rehearsal's ledger is not a hospital's: start with a new site directory",
+            )  # fmt: skip
         cap = RdpFilter(
             epsilon=self._policy.lifetime_epsilon, delta=self._policy.lifetime_delta, hospitals=plan.hospitals
         )
@@ -101,15 +118,16 @@ class Gate:
         if OUTBOUND.get(message.kind) != frozenset(message.fields):
             raise ProtocolError("GATE-KIND", "a message of that kind or with those fields does not leave")
         _check_fields(message.fields)
-        if (message.kind in CARRIES_RECORDS) != (permit is not None and released is not None):
-            raise ProtocolError(
-                "GATE-PERMIT", "numbers from records leave with a permit, and nothing else does"
-            )
-        if permit is not None and released is not None:
-            if (released.event, released.count) != (permit.stage.event, permit.stage.steps):
-                raise ProtocolError("GATE-EVENT", "what was run is not what was charged")
-            if set(message.blobs) != {"values"} or len(message.blobs["values"]) != 8 * len(released.values):
-                raise ProtocolError("GATE-KIND", "a release leaves as one vector of its length")
+        if message.kind not in CARRIES_RECORDS:
+            if permit is not None or released is not None:
+                raise ProtocolError("GATE-PERMIT", "nothing but a release leaves with a permit")
+            shares = message.blobs.values() if message.kind in CARRIES_SHARES else ()
+            if len(shares) != len(message.blobs) or any(len(share) != SEALED_BYTES for share in shares):
+                raise ProtocolError("GATE-KIND", "bytes that are no sealed shares do not leave")
+            return seal(message, self._key)
+        if permit is None or released is None:
+            raise ProtocolError("GATE-PERMIT", "numbers from records leave with a permit")
+        _check_release(message, permit, released)
         return seal(message, self._key)
 
     def sealed(self, permit: Permit, envelope: bytes) -> None:
@@ -122,10 +140,25 @@ class Gate:
         self._ledger.advance(run, str(index), "RELEASED", digest=ballot or None, later=True)
 
 
+def _check_release(message: Message, permit: Permit, released: Released) -> None:
+    if CARRIES_RECORDS[message.kind] != permit.mode:
+        raise ProtocolError("GATE-MODE", "a release leaves masked in secure-sum, and plain in local mode only")
+    if (released.event, released.count) != (permit.stage.event, permit.stage.steps):
+        raise ProtocolError("GATE-EVENT", "what was run is not what was charged")
+    if set(message.blobs) != {"values"} or len(message.blobs["values"]) != 8 * len(released.values):
+        raise ProtocolError("GATE-KIND", "a release leaves as one vector of its length")
+    # In local mode these very numbers leave; in secure-sum these very numbers must not.
+    plain = message.blobs["values"] == released.values.astype("<i8").tobytes()
+    if plain != (permit.mode == "local"):
+        raise ProtocolError("GATE-MASK", "the bytes are not the release in the form its trust mode asks for")
+
+
 def _check_fields(value: Any, depth: int = 0) -> None:
     """Fields are words and small integers of the protocol: no floats, nothing long, nothing nested deeply."""
     if depth > 6 or not isinstance(value, (str, int, list, dict, type(None))) or isinstance(value, bool):
         raise ProtocolError("GATE-FIELD", "a field of a type that does not leave")
+    if (isinstance(value, str) and len(value) > MAX_TEXT) or (isinstance(value, int) and abs(value) > MAX_NUMBER):
+        raise ProtocolError("GATE-FIELD", "a field that is too long to leave")
     if isinstance(value, dict):
         for key, item in value.items():
             _check_fields(key, depth + 1)

@@ -27,7 +27,7 @@ from cohortium.client.policy import Policy
 from cohortium.client.records import records as checked_records
 from cohortium.client.sources.base import read
 from cohortium.client.vault import Vault
-from cohortium.common.encoding import Records
+from cohortium.common.encoding import Records, grids
 from cohortium.common.errors import CohortiumError, ProtocolError, Refused
 from cohortium.common.privacy.entropy import (
     Entropy,
@@ -51,7 +51,7 @@ CODES = {
     # first letters of an error's code -> what the outside may learn
     "MSG": "BAD-ENVELOPE", "WIRE": "BAD-ENVELOPE", "QUERY": "BAD-QUERY", "PLAN": "BAD-PLAN",
     "PROPOSAL": "BAD-PLAN", "GUARD": "REFUSED", "POLICY": "REFUSED-POLICY", "GATE": "REFUSED", "CAP": "REFUSED-CAP",
-    "LEDGER": "REFUSED-LEDGER", "SUM": "BAD-ROUND", "RELEASE": "BAD-QUERY", "FIXED": "BAD-ROUND",
+    "LEDGER": "REFUSED-LEDGER", "SUM": "BAD-ROUND", "RELEASE": "BAD-QUERY", "NETWORK": "BAD-QUERY", "FIXED": "BAD-ROUND",
     "TABLE": "DATA-PROBLEM", "DICT": "DATA-PROBLEM", "DATA": "DATA-PROBLEM", "SOURCE": "DATA-PROBLEM",
 }  # fmt: skip
 INTERNAL = "GUARD-INTERNAL"
@@ -106,7 +106,7 @@ class Guard:
             except CohortiumError as error:
                 code = CODES.get(error.code.split("-")[0], INTERNAL)
                 return self._refuse(code, error.code, error.sentence)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
                 return self._refuse("BAD-ENVELOPE", type(error).__name__, "a message's field is missing or malformed")
             finally:
                 if self._shared:
@@ -168,7 +168,8 @@ class Guard:
             if round_.phase is not Phase.PREPARED or round_.params.dim != query.dim:
                 raise ProtocolError("SUM-PHASE", "this site is not prepared for that round and length")
         records = self._load(proposal)[query.part]
-        permit = self._gate().open(plan=plan, run=proposal.run, index=index, query=query)
+        codes = [grid.size for grid in grids(proposal.schema)]
+        permit = self._gate().open(plan=plan, run=proposal.run, index=index, query=query, codes=codes)
         released = release(
             query=query, records=records, mechanism=permit.stage.mechanism(shares=plan.shares),
             entropy=self._entropy, run=proposal.run, index=index, head=permit.head,
@@ -229,7 +230,7 @@ class Guard:
         prepared, blobs = None, {}
         if message.fields.get("next") is not None:
             # The next round's keys ride on this answer and save an exchange.
-            next_index, dim = (int(v) for v in message.fields["next"])
+            next_index, dim = (_whole(v) for v in message.fields["next"])
             following = self._new_round(proposal, next_index, dim)
             said = following.prepare(self._material(proposal.run, next_index)).to_message()
             prepared, blobs = said.fields, said.blobs
@@ -376,8 +377,11 @@ def _round_name(params: RoundParams) -> str:
 
 
 def _int(message: Message, name: str) -> int:
-    value = message.fields[name]
-    if type(value) is not int or value < 0:
+    return _whole(message.fields[name])
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**53:
         raise ProtocolError("MSG-FIELD", "a field should be an integer of at least 0")
     return value
 

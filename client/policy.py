@@ -16,6 +16,7 @@ from typing import Any
 
 from cohortium.common.errors import Refused, UsageError
 from cohortium.common.privacy.plan import Plan
+from cohortium.common.study import toml_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,14 +62,14 @@ class Policy:
                 table=document["data"]["table"],
                 lifetime_epsilon=float(policy["lifetime_epsilon"]),
                 lifetime_delta=float(policy["lifetime_delta"]),
-                minimum_sites=int(policy["minimum_sites"]),
-                minimum_patients=int(policy["minimum_patients"]),
-                generators=tuple(policy["generators"]),
-                strategies=tuple(policy["strategies"]),
-                evaluation=bool(policy["evaluation"]),
+                minimum_sites=_whole(policy["minimum_sites"]),
+                minimum_patients=_whole(policy["minimum_patients"]),
+                generators=_words(policy["generators"]),
+                strategies=_words(policy["strategies"]),
+                evaluation=_boolean(policy["evaluation"]),
                 rehearsal=None
                 if rehearsal is None
-                else Rehearsal(seed=rehearsal.get("seed"), noise=bool(rehearsal.get("noise", True))),
+                else Rehearsal(seed=rehearsal.get("seed"), noise=_boolean(rehearsal.get("noise", True))),
             )
         except FileNotFoundError:
             raise UsageError("SITE-MISSING", "this is not a site's directory", where=(str(path),)) from None
@@ -85,12 +86,12 @@ class Policy:
     def save(self, path: Path) -> None:
         """Write site.toml; for simulations and `site init`."""
         lines = [
-            "[site]", f'name = "{self.name}"', f'coordinator_key = "{self.coordinator_key}"', "",
-            "[data]", f'table = "{self.table}"', "",
+            "[site]", f"name = {toml_text(self.name)}", f"coordinator_key = {toml_text(self.coordinator_key)}", "",
+            "[data]", f"table = {toml_text(self.table)}", "",
             "[policy]",
             f"lifetime_epsilon = {self.lifetime_epsilon!r}", f"lifetime_delta = {self.lifetime_delta!r}",
             f"minimum_sites = {self.minimum_sites}", f"minimum_patients = {self.minimum_patients}",
-            f"generators = {_list(self.generators)}", f"strategies = {_list(self.strategies)}",
+            f"generators = {toml_text(list(self.generators))}", f"strategies = {toml_text(list(self.strategies))}",
             f"evaluation = {str(self.evaluation).lower()}",
         ]  # fmt: skip
         if self.rehearsal is not None:
@@ -140,6 +141,19 @@ class Policy:
             refuse("POLICY-DELTA", "the plan's delta is above this hospital's", "[policy] lifetime_delta")
 
 
-def _list(words: tuple[str, ...]) -> str:
-    quoted: list[Any] = [f'"{word}"' for word in words]
-    return "[" + ", ".join(quoted) + "]"
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):  # bool("false") is true: a text here would allow what was to be forbidden
+        raise TypeError("true or false expected")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError("a whole number expected")
+    return value
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise TypeError("a list of texts expected")
+    return tuple(value)

@@ -44,6 +44,9 @@ class Vault:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+        if None in values.values():
+            # Until a checkpoint, the write-ahead log still holds what was removed and all that was replaced before.
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         self._db.close()

@@ -7,6 +7,9 @@ rows of the rows' clipped vectors: its L2 norm never exceeds `clip_norm_l2`, how
 
 `sensitivity_l2` is what adding or removing one patient can change, rounding to the lattice included.
 
+Whether a query can be answered must not depend on the records, or a refusal would tell what they hold:
+`check_codes` holds it against the dictionary's fine codes before anything is charged or read.
+
     query     vector of a row                          clip C            sensitivity
     Counts    one-hot per counted column               √columns          C
     Moments   off-diagonal blocks of φφᵀ, ‖φ‖² ≤ S     S/√2              C
@@ -18,7 +21,7 @@ A contribution (the un-noised sum) is not serialisable and never leaves the site
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -59,6 +62,7 @@ class Query(Protocol):
     def lattice(self) -> float: ...
     @property
     def sensitivity_l2(self) -> float: ...
+    def check_codes(self, sizes: Sequence[int]) -> None: ...
     def contribution(self, records: Records, chosen: np.ndarray | None = None) -> Contribution: ...
     def to_wire(self) -> tuple[dict[str, Any], dict[str, bytes]]: ...
 
@@ -123,6 +127,13 @@ class Counts:
     def sensitivity_l2(self) -> float:
         return self.clip_norm_l2
 
+    def check_codes(self, sizes: Sequence[int]) -> None:
+        """Refuse a query whose maps do not cover exactly the fine codes `sizes` of the dictionary's columns."""
+        if max(self.columns) >= len(sizes):
+            raise _misfit()
+        for column, table in zip(self.columns, self.maps, strict=True):
+            _check_covers(table, sizes[column])
+
     def contribution(self, records: Records, chosen: np.ndarray | None = None) -> Contribution:
         _check_columns(records, self.columns)
         rows, of_patient = _rows(records, chosen)
@@ -175,6 +186,9 @@ class Moments:
         if self.by is not None:
             _check_map(self.by[1], self.by[2])
         _check_dim(self.dim)
+        # One wide column makes a Gram matrix far larger than the answer that is cut from it.
+        if self.classes * sum(self.widths) ** 2 > 8 * MAX_DIM:
+            raise ProtocolError("QUERY-SIZE", "the features of one query are too wide")
         if self.dim == 0:
             raise ProtocolError("QUERY-SHAPE", "moments need at least two columns with features")
 
@@ -205,11 +219,19 @@ class Moments:
     def sensitivity_l2(self) -> float:
         return self.clip_norm_l2
 
+    def check_codes(self, sizes: Sequence[int]) -> None:
+        """Refuse feature tables that do not cover exactly the fine codes `sizes` of the dictionary's columns."""
+        if len(self.features) != len(sizes):
+            raise _misfit()
+        for table, size in zip(self.features, sizes, strict=True):
+            _check_covers(table, size)
+        if self.by is not None:
+            if not 0 <= self.by[0] < len(sizes):
+                raise _misfit()
+            _check_covers(self.by[1], sizes[self.by[0]])
+
     def contribution(self, records: Records, chosen: np.ndarray | None = None) -> Contribution:
         _check_columns(records, tuple(range(len(self.features))), exactly=True)
-        for column, table in enumerate(self.features):
-            if len(records.codes) and int(records.codes[:, column].max()) >= len(table):
-                raise ProtocolError("QUERY-SHAPE", "a feature table is shorter than its column's codes")
         rows, of_patient = _rows(records, chosen)
         width = sum(self.widths)
         grams = np.zeros((self.classes, width, width))
@@ -324,7 +346,8 @@ class LocalSteps:
 class Gradient:
     """The clipped gradient of a network's loss, summed over the chosen patients (DP-SGD, Abadi et al. 2016).
 
-    network: JSON spec, looked up in the registry; maps: fine code -> bin per column; parameters: float32 [d].
+    network: JSON spec with the bins of each column, looked up in the registry; maps: fine code -> bin per column;
+    parameters: float32 [d].
     path: "exact" rounds each patient's gradient (bit-identical however patients are split; slow), "fast" takes
     closed-form norms and rounds the site's sum once (differs by at most half a unit a coordinate per site).
 
@@ -363,6 +386,19 @@ class Gradient:
     @property
     def sensitivity_l2(self) -> float:
         return self.clip_norm_l2 + math.sqrt(self.dim) * self.lattice
+
+    def check_codes(self, sizes: Sequence[int]) -> None:
+        """Refuse maps that do not cover the fine codes `sizes`, or that lead outside the network's bins."""
+        from cohortium.common.registry import network
+
+        bins = self.network.get("bins")
+        if not isinstance(bins, list) or not len(self.maps) == len(bins) == len(sizes):
+            raise _misfit()
+        if network(self.network).size != self.dim:
+            raise ProtocolError("QUERY-SHAPE", "the parameters do not fit the network")
+        for table, most, size in zip(self.maps, bins, sizes, strict=True):
+            _check_map(table, most)
+            _check_covers(table, size)
 
     def contribution(self, records: Records, chosen: np.ndarray | None = None) -> Contribution:
         from cohortium.common.registry import network
@@ -446,6 +482,15 @@ def _check_map(table: np.ndarray, bins: int) -> None:
         raise ProtocolError("QUERY-SHAPE", "a map points outside its bins")
 
 
+def _check_covers(table: np.ndarray, size: int) -> None:
+    if len(table) != size:
+        raise _misfit()
+
+
+def _misfit() -> ProtocolError:
+    return ProtocolError("QUERY-SHAPE", "the query does not fit the dictionary's columns")
+
+
 def _check_dim(dim: int) -> None:
     if dim > MAX_DIM:
         raise ProtocolError("QUERY-SIZE", f"a query's answer may have at most {MAX_DIM:,} numbers")
@@ -454,7 +499,7 @@ def _check_dim(dim: int) -> None:
 def _check_columns(records: Records, columns: tuple[int, ...], *, exactly: bool = False) -> None:
     have = records.codes.shape[1]
     if max(columns) >= have or (exactly and len(columns) != have):
-        raise ProtocolError("QUERY-SHAPE", "the query does not fit the dictionary's columns")
+        raise _misfit()
 
 
 def _bytes(array: np.ndarray, dtype: str) -> bytes:

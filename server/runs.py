@@ -254,7 +254,8 @@ def _farewell(session: Session, plan: Plan, run: str, mirror: Mirror) -> None:
 def _keep_model(path: Path, model: Model) -> None:
     arrays, header = model.to_arrays()
     with open(path.with_suffix(".tmp"), "wb") as file:
-        np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
+        named: dict[str, Any] = {"header": np.array(json.dumps(header)), **arrays}
+        np.savez_compressed(file, **named)
     path.with_suffix(".tmp").replace(path)
 
 

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cohortium.common.errors import UsageError
+from cohortium.common.evaluation.report import TITLES
 from cohortium.common.privacy.budget import rounded_up
 from cohortium.server import cli as server_cli
 from cohortium.server.cli import AcceptGuessed, AsJson
@@ -241,11 +242,17 @@ def show_verdict(folder: Path, result: dict[str, Any]) -> None:
     if scores is not None:
         out.print(escape(scores["headline"]))
         table = Table(title=f"Compared with {scores['basis']}", title_justify="left")
-        for name in ("figure", "synthetic", "95 % interval", "real data scores", "shuffled columns"):
+        for name in ("figure", "synthetic", "95 % interval", "real", "shuffled"):
             table.add_column(name, justify="left" if name == "figure" else "right")
         for name, figure in scores["figures"].items():
-            table.add_row(name, *_cells(figure))
+            table.add_row(TITLES.get(name, name), *_cells(figure))
         out.print(table)
+        for named in result["facts"]["private_scores"][:1]:
+            value, interval, reference, _ = _cells(named["figure"])
+            out.print(
+                f"Measured privately on held-out patients, as in a real deployment: {escape(named['label'])} {value}"
+                f" ({interval}); real data of that size {reference}."
+            )
         tiles = Table(title="Fit for", title_justify="left")
         tiles.add_column("use")
         tiles.add_column("verdict")

@@ -58,14 +58,15 @@ class PooledAsk:
 
 def fit_pooled(
     study: Study, plan: Plan, table: pd.DataFrame, *, seed: int, entropy: Entropy | None = None,
-    before: Callable[[AnyQuery], AnyQuery] = lambda query: query, exact: bool = False,
+    before: Callable[[AnyQuery], AnyQuery] = lambda query: query, exact: bool = False, run: str = "pooled",
 ) -> tuple[Model, PooledAsk]:  # fmt: skip
-    """Fit the plan's generator to one table that holds everybody. before: may swap a query (tests of paths)."""
+    """Fit the plan's generator to one table that holds everybody. before: may swap a query (tests of paths). run: names the
+    keys, so that a seeded run's own samples of patients come again."""
     rows = records(study.schema, table, unit=study.privacy.unit)
     held = held_out(rows, study=plan.study, share=plan.holdout)
     ask = PooledAsk(
         plan=plan, parts={"train": rows.subset(~held), "holdout": rows.subset(held)},
-        entropy=entropy or SystemEntropy(), before=before,
+        entropy=entropy or SystemEntropy(), before=before, run=run,
     )  # fmt: skip
     _, generator, _ = plan_for_run(study, plan)
     facts, _ = facts_of(study, len(plan.sites))

@@ -43,10 +43,13 @@ class LocalNoise:
         limit = capacity(len(self._plan.sites))
         for site in sorted(replies):
             reply = replies[site]
-            values = np.frombuffer(reply.blobs.get("values", b""), dtype="<i8")
+            blob = reply.blobs.get("values", b"")
             expected = {"run": self._run, "index": index, "lattice": lattice.hex()}
-            if any(reply.fields.get(k) != v for k, v in expected.items()) or values.shape != total.shape:
+            if reply.kind != "site.noised" or any(reply.fields.get(k) != v for k, v in expected.items()):
                 continue
+            if len(blob) != 8 * query.dim:
+                continue
+            values = np.frombuffer(blob, dtype="<i8")
             if len(values) and (int(values.min()) < -limit or int(values.max()) > limit):
                 continue
             total += values

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cohortium.common.generators.base import Ask, Facts, Floats, Phase, Progress, Settings
 from cohortium.common.generators.herding import Targets
-from cohortium.common.generators.measure import Measured, bins_per_column, measure, measuring_phases, sigma_ratio
+from cohortium.common.generators.measure import Measured, Shares, measure, measuring_phases, most_bins
 from cohortium.common.generators.model import NadeModel
 from cohortium.common.generators.nade import Nade
 from cohortium.common.generators.steps import Adam, server_step
@@ -45,8 +45,7 @@ def dp_steps(facts: Facts) -> int:
 
 
 def gradient_phase(facts: Facts, share: float, steps: int) -> Phase:
-    numbers, levels = bins_per_column(facts)
-    bins = [min(size, (levels if categorical else numbers) + 1) for _, size, categorical in facts.columns]
+    bins = [most_bins(facts, c) for c in range(len(facts.columns))]
     return Phase(
         name="train",
         purpose="the network's clipped gradients over sampled patients (DP-SGD)",
@@ -128,7 +127,7 @@ class Autoregressive:
         self._rounds = rounds
 
     def phases(self, facts: Facts) -> tuple[Phase, ...]:
-        first = measuring_phases(facts, ranges=0.07, grain=0.07, bins=0.16, pairs=None)
+        first = measuring_phases(facts, Shares(ranges=0.07, grain=0.07, bins=0.16, pairs=0.0))
         return (*first, gradient_phase(facts, 0.70, self._rounds or dp_steps(facts)))
 
     def fit(
@@ -142,7 +141,7 @@ class Autoregressive:
         progress: Progress | None = None,
     ) -> NadeModel:
         phases = self.phases(facts)
-        measured = measure(ask, grids=grids, facts=facts, sigma_ratio=sigma_ratio(phases), pairs=False)
+        measured = measure(ask, grids=grids, facts=facts, phases=phases)
         hidden = hidden_for(facts)
         network = Nade({"kind": "nade", "bins": [b.size for b in measured.bins], "hidden": hidden})
         with one_thread():

@@ -104,7 +104,8 @@ class Settings:
 class Model(Protocol):
     """A fitted generator: arrays and JSON, nothing that runs."""
 
-    kind: str
+    @property
+    def kind(self) -> str: ...
 
     def sample(
         self, rows: int, *, seed: int, where: Mapping[int, NDArray[np.bool_]] | None = None

@@ -176,10 +176,10 @@ def to_simplex(values: Floats, total: float) -> Floats:
     return np.maximum(values - excess[last], 0.0)
 
 
-def total_mass(sums: Floats, sizes: NDArray[np.int64]) -> float:
-    """Noised number of patients from each column's total: less noise in columns with few cells. At least 1."""
-    weight = 1.0 / np.maximum(sizes, 1)
-    return max(float((sums * weight).sum() / weight.sum()), 1.0)
+def total_mass(totals: list[tuple[float, float]]) -> float:
+    """Noised number of patients from (sum, variance) of histograms that each count everyone. At least 1."""
+    weight = [1.0 / max(variance, 1e-12) for _, variance in totals]
+    return max(sum(w * total for w, (total, _) in zip(weight, totals)) / sum(weight), 1.0)
 
 
 def adaptive_bins(
@@ -240,13 +240,3 @@ def _join_neighbours(mass: Floats, target: float) -> NDArray[np.int64]:
     if bin_ > 0 and held < 0.5 * target:
         label[label == bin_] = bin_ - 1
     return label
-
-
-def combine(first: Floats, first_sigma: Floats, second: Floats, second_sigma: float, total: float) -> Floats:
-    """Two noised measures of the same counts, weighted by 1/variance, as probabilities (they sum to 1)."""
-    if second_sigma <= 0:
-        best = second
-    else:
-        a, b = 1.0 / np.maximum(first_sigma, 1e-12) ** 2, 1.0 / second_sigma**2
-        best = (first * a + second * b) / (a + b)
-    return to_simplex(best, total) / total

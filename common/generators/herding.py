@@ -33,7 +33,7 @@ class Targets:
     gram: Floats
 
 
-def towards(model: Floats, measured: Floats, tolerance: float) -> Floats:
+def towards(model: Floats, measured: Floats, tolerance: float | Floats) -> Floats:
     """The model's value moved to the measured one, less `tolerance`: noise below it is not followed."""
     gap = measured - model
     return model + np.sign(gap) * np.maximum(np.abs(gap) - tolerance, 0.0)

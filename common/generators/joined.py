@@ -19,7 +19,7 @@ from cohortium.common.generators.autoregressive import (
     train,
 )
 from cohortium.common.generators.base import Ask, Facts, Phase, Progress, Settings
-from cohortium.common.generators.measure import measure, measuring_phases, sigma_ratio
+from cohortium.common.generators.measure import Shares, measure, measuring_phases
 from cohortium.common.generators.mixture import fit_mixture
 from cohortium.common.generators.model import MixtureModel, NadeModel, targets_of
 from cohortium.common.generators.nade import Nade
@@ -49,7 +49,7 @@ class Joined:
         return self._rounds or dp_steps(facts)
 
     def phases(self, facts: Facts) -> tuple[Phase, ...]:
-        first = measuring_phases(facts, ranges=0.08, grain=0.08, bins=0.19, pairs=0.30)
+        first = measuring_phases(facts, Shares(ranges=0.08, grain=0.08, bins=0.19, pairs=0.30))
         return (*first, gradient_phase(facts, 0.35, self._steps(facts)))
 
     def fit(
@@ -62,7 +62,7 @@ class Joined:
         settings: Settings,
         progress: Progress | None = None,
     ) -> NadeModel:
-        measured = measure(ask, grids=grids, facts=facts, sigma_ratio=sigma_ratio(self.phases(facts)))
+        measured = measure(ask, grids=grids, facts=facts, phases=self.phases(facts))
         weights, tables = fit_mixture(measured, seed=settings.seed, progress=progress)
         targets = targets_of(measured, weights, tables)
         mixture = MixtureModel(bins=measured.bins, weights=weights, tables=tables, targets=targets)

@@ -10,27 +10,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from cohortium.common.encoding import Grid, NumberGrid
-from cohortium.common.generators.base import Ask, Facts, Floats, Phase, max_fine_dim
+from cohortium.common.generators.base import Ask, Facts, Floats, Phase
 from cohortium.common.generators.bins import (
+    GROUP,
     MOST_LEVEL_BINS,
     MOST_NUMBER_BINS,
     Bins,
     adaptive_bins,
-    combine,
     groups,
     merge_scales,
+    to_simplex,
     total_mass,
 )
 from cohortium.common.generators.features import Recipe, column_features, norm_bound_sq
 from cohortium.common.queries import Counts, Moments
 
 MOST_FEATURES = 1200  # of all columns together: the Gram matrix stays below a million numbers
+FEW_CODES = 9  # a column with at most so many codes is counted once
 BIN_NOISE = 3.0  # a bin's mass is at least this many standard deviations of the second count
 
 
@@ -38,22 +38,32 @@ BIN_NOISE = 3.0  # a bin's mass is at least this many standard deviations of the
 class Measured:
     """All that is known of the records, noised.
 
-    bins: per column; one_way: per column, probabilities of its bins; one_way_sigma: their noise;
-    features: per column [bins, k]; gram: [Σk, Σk] mean of φφᵀ with zero diagonal blocks, shrunk for its
-    noise; gram_sigma: noise of one entry before shrinking; total: noised number of patients.
+    bins: per column; one_way: per column, probabilities of its bins; one_way_sd: their noise; features: per
+    column [bins, k]; gram: [Σk, Σk] mean of φφᵀ with zero diagonal blocks, shrunk for its noise; gram_sd:
+    noise of one entry before shrinking; total: noised number of patients.
     """
 
     bins: tuple[Bins, ...]
     one_way: tuple[Floats, ...]
-    one_way_sigma: float
+    one_way_sd: tuple[Floats, ...]
     features: tuple[Floats, ...]
     gram: Floats
-    gram_sigma: float
+    gram_sd: float
     total: float
 
     @property
     def ends(self) -> NDArray[np.int64]:
         return np.concatenate([[0], np.cumsum([f.shape[1] for f in self.features])])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shares:
+    """Parts of the budget for each question; they and the rest of a generator's phases sum to 1."""
+
+    ranges: float
+    grain: float
+    bins: float
+    pairs: float
 
 
 def recipe_for(facts: Facts) -> Recipe:
@@ -70,35 +80,51 @@ def bins_per_column(facts: Facts) -> tuple[int, int]:
     return max(6, int(MOST_NUMBER_BINS * scale)), max(8, int(MOST_LEVEL_BINS * scale))
 
 
-def measuring_phases(facts: Facts, *, ranges: float, grain: float, bins: float, pairs: float | None) -> tuple[Phase, ...]:
-    """The phases with these shares, "pairs" only where wanted; one column has no pairs: the bins get its share."""
+def grained(facts: Facts) -> tuple[int, ...]:
+    """Columns whose grid is finer than the coarse groups."""
+    return tuple(c for c, (_, size, levels) in enumerate(facts.columns) if not levels and size > 2 * GROUP)
+
+
+def rebinned(facts: Facts) -> tuple[int, ...]:
+    """Columns counted again: those with few codes are known well enough from the first count."""
+    return tuple(c for c, (_, size, _) in enumerate(facts.columns) if size > FEW_CODES)
+
+
+def measuring_phases(facts: Facts, shares: Shares) -> tuple[Phase, ...]:
+    """The phases. The share of a question that has nothing to ask goes to "ranges"."""
     numbers, levels = bins_per_column(facts)
-    most = sum(min(size, (levels if categorical else numbers) + 1) for _, size, categorical in facts.columns)
-    single = len(facts.columns) < 2
+    grain, bins, pairs = grained(facts), rebinned(facts), len(facts.columns) > 1 and shares.pairs > 0
+    spare = (0.0 if grain else shares.grain) + (0.0 if bins else shares.bins) + (0.0 if pairs else shares.pairs)
     out = [
         Phase(
             name="ranges",
             purpose="where values lie: coarse histograms on the dictionary's own grid",
             kind="counts",
-            share=ranges,
-            max_dim=max_fine_dim(facts),
-        ),
-        Phase(
-            name="grain",
-            purpose="which single values are common (round numbers): fine histograms on the same grid",
-            kind="counts",
-            share=grain,
-            max_dim=max_fine_dim(facts),
-        ),
-        Phase(
-            name="bins",
-            purpose="how often each bin occurs, in bins that hold enough patients",
-            kind="counts",
-            share=bins + (pairs or 0.0) if single else bins,
-            max_dim=most,
-        ),
+            share=shares.ranges + spare,
+            max_dim=sum(s if c not in grain else -(-(s - 1) // GROUP) + 1 for c, (_, s, _) in enumerate(facts.columns)),
+        )
     ]
-    if not single and pairs is not None:
+    if grain:
+        out.append(
+            Phase(
+                name="grain",
+                purpose="which single values are common (round numbers): fine histograms of numbers",
+                kind="counts",
+                share=shares.grain,
+                max_dim=sum(facts.columns[c][1] for c in grain),
+            )
+        )
+    if bins:
+        out.append(
+            Phase(
+                name="bins",
+                purpose="how often each bin occurs, in bins that hold enough patients",
+                kind="counts",
+                share=shares.bins,
+                max_dim=sum(most_bins(facts, c) for c in bins),
+            )
+        )
+    if pairs:
         recipe = recipe_for(facts)
         widths = [min(size, recipe.most if c else recipe.degree + 1) for _, size, c in facts.columns]
         out.append(
@@ -106,109 +132,137 @@ def measuring_phases(facts: Facts, *, ranges: float, grain: float, bins: float, 
                 name="pairs",
                 purpose="how columns move together: one matrix of bounded features for all pairs",
                 kind="moments",
-                share=pairs,
+                share=shares.pairs,
                 max_dim=max(1, (sum(widths) ** 2 - sum(w * w for w in widths)) // 2),
             )
         )
     return tuple(out)
 
 
-def measure(ask: Ask, *, grids: tuple[Grid, ...], facts: Facts, sigma_ratio: float, pairs: bool = True) -> Measured:
-    """Ask the four questions. sigma_ratio: noise of "bins" over noise of "grain", from the phases' shares."""
-    columns = tuple(range(len(grids)))
-    coarse_maps = tuple(coarse_map(g) for g in grids)
-    coarse = _split_counts(ask, "ranges", columns, coarse_maps)
-    fine = _split_counts(ask, "grain", columns, tuple(np.arange(g.size, dtype=np.int32) for g in grids))
-    rough = total_mass(
-        np.array([h.sum() for h in coarse.parts]), np.array([len(h) for h in coarse.parts], dtype=np.int64)
-    )
+def most_bins(facts: Facts, column: int) -> int:
+    """Most bins that a column may get, its missing bin included."""
     numbers, levels = bins_per_column(facts)
-    bins, first, first_sigma = [], [], []
-    for g, f, c in zip(grids, fine.parts, coarse.parts):
-        cells, cell_sigma, group_sigma = _merge(g, f, fine.sigma, c, coarse.sigma)
+    _, size, categorical = facts.columns[column]
+    return min(size, (levels if categorical else numbers) + 1)
+
+
+def measure(ask: Ask, *, grids: tuple[Grid, ...], facts: Facts, phases: tuple[Phase, ...]) -> Measured:
+    """Ask the measuring questions among `phases`, in their order."""
+    share = {p.name: p.share for p in phases}
+    numbers, levels = bins_per_column(facts)
+    grain, again = grained(facts), rebinned(facts)
+    everyone = tuple(range(len(grids)))
+    maps = tuple(coarse_map(g) if c in grain else np.arange(g.size, dtype=np.int32) for c, g in enumerate(grids))
+    coarse = _counts(ask, "ranges", everyone, maps)
+    fine = _counts(ask, "grain", grain, tuple(np.arange(grids[c].size, dtype=np.int32) for c in grain))
+    rough = total_mass(coarse.totals())
+    # The noise that "bins" will have, to choose bins that stand out of it.
+    ahead = math.sqrt(share["ranges"] / share.get("bins", 1.0) * len(again) / len(grids))
+    bins, first, first_sd = [], [], []
+    for c, g in enumerate(grids):
+        cells, cell_sd, group_sd = _merged(c, coarse, fine)
         b = adaptive_bins(
             g,
             cells,
-            sigma=cell_sigma,
-            group_sigma=group_sigma,
+            sigma=cell_sd,
+            group_sigma=group_sd,
             total=rough,
-            least=BIN_NOISE * fine.sigma * sigma_ratio,
+            least=BIN_NOISE * coarse.sigma * ahead,
             most=levels if g.categorical else numbers,
         )
         bins.append(b)
         first.append(np.bincount(b.map, weights=cells, minlength=b.size))
-        first_sigma.append(_bin_sigma(b, cell_sigma, group_sigma))
-    counted = _split_counts(ask, "bins", columns, tuple(b.map for b in bins))
-    total = total_mass(
-        np.array([h.sum() for h in counted.parts]), np.array([b.size for b in bins], dtype=np.int64)
+        first_sd.append(_bin_sd(b, cell_sd, group_sd))
+    counted = _counts(ask, "bins", again, tuple(bins[c].map for c in again))
+    total = total_mass(coarse.totals() + counted.totals())
+    one_way, one_way_sd = [], []
+    for c in everyone:
+        best, sd = _both(first[c], first_sd[c], *counted.of(c, first[c], first_sd[c]))
+        one_way.append(to_simplex(best, total) / total)
+        one_way_sd.append(sd / total)
+    features, gram, gram_sd = _pairs(
+        ask if "pairs" in share else None, tuple(bins), tuple(one_way), facts, total
     )
-    one_way = tuple(
-        combine(a, sd, h, counted.sigma, total) for a, sd, h in zip(first, first_sigma, counted.parts)
-    )
-    features, gram, gram_sigma = _pairs(ask if pairs else None, tuple(bins), one_way, facts, total)
     return Measured(
         bins=tuple(bins),
-        one_way=one_way,
-        one_way_sigma=counted.sigma / total,
+        one_way=tuple(one_way),
+        one_way_sd=tuple(one_way_sd),
         features=features,
         gram=gram,
-        gram_sigma=gram_sigma,
+        gram_sd=gram_sd,
         total=total,
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Parts:
-    parts: list[Floats]
+class _Counted:
+    """Histograms of some columns with one noise."""
+
+    parts: dict[int, Floats]
     sigma: float
 
+    def totals(self) -> list[tuple[float, float]]:
+        """(sum, variance) of each histogram: all estimate the number of patients."""
+        return [(float(p.sum()), self.sigma**2 * len(p)) for p in self.parts.values()]
 
-def _split_counts(ask: Ask, phase: str, columns: tuple[int, ...], maps: tuple[NDArray[np.int32], ...]) -> _Parts:
+    def of(self, column: int, values: Floats, sd: Floats) -> tuple[Floats, Floats]:
+        """The column's histogram and its noise; the given ones where it was not counted."""
+        if column not in self.parts:
+            return values, sd
+        return self.parts[column], np.full(len(values), self.sigma)
+
+
+def _counts(ask: Ask, phase: str, columns: tuple[int, ...], maps: tuple[NDArray[np.int32], ...]) -> _Counted:
+    if not columns:
+        return _Counted(parts={}, sigma=0.0)
     bins = tuple(int(m.max()) + 1 for m in maps)
     answer = ask(phase, Counts(columns=columns, maps=maps, bins=bins))
-    return _Parts(parts=np.split(answer.values, np.cumsum(bins)[:-1]), sigma=answer.sigma)
+    return _Counted(
+        parts=dict(zip(columns, np.split(answer.values, np.cumsum(bins)[:-1]))), sigma=answer.sigma
+    )
 
 
 def coarse_map(grid: Grid) -> NDArray[np.int32]:
-    """Public groups of cells; levels are their own groups, missing is one."""
-    if not isinstance(grid, NumberGrid):
-        return np.arange(grid.size, dtype=np.int32)
+    """Public groups of a number's cells; missing is a group of its own."""
     label = groups(grid.size - 1)
     return np.append(label, label[-1] + 1).astype(np.int32)
 
 
-def _merge(
-    grid: Grid, fine: Floats, fine_sigma: float, coarse: Floats, coarse_sigma: float
-) -> tuple[Floats, float, Floats]:
-    """Fine cells (missing last) from both counts; noise of a cell; noise of its group's sum."""
-    if isinstance(grid, NumberGrid):
-        cells, group_sigma = merge_scales(fine[:-1], fine_sigma, coarse[:-1], coarse_sigma)
-        gone, _ = _both(fine[-1:], fine_sigma, coarse[-1:], coarse_sigma)
-        return np.concatenate([cells, gone]), fine_sigma, group_sigma
-    both, sigma = _both(fine, fine_sigma, coarse, coarse_sigma)
-    return both, sigma, np.full(len(fine) - 1, sigma)
+def _merged(column: int, coarse: _Counted, fine: _Counted) -> tuple[Floats, float, Floats]:
+    """Fine cells (missing last) from both counts; noise of a cell; noise of its group's sum, per cell."""
+    rough = coarse.parts[column]
+    if column not in fine.parts:
+        return rough, coarse.sigma, np.full(len(rough) - 1, coarse.sigma)
+    cells, group_sd = merge_scales(fine.parts[column][:-1], fine.sigma, rough[:-1], coarse.sigma)
+    gone, _ = _both(
+        fine.parts[column][-1:], np.array([fine.sigma]), rough[-1:], np.array([coarse.sigma])
+    )
+    return np.concatenate([cells, gone]), fine.sigma, group_sd
 
 
-def _both(fine: Floats, fine_sigma: float, coarse: Floats, coarse_sigma: float) -> tuple[Floats, float]:
-    if fine_sigma <= 0 or coarse_sigma <= 0:
-        return fine, 0.0
-    a, b = fine_sigma**-2, coarse_sigma**-2
-    return (a * fine + b * coarse) / (a + b), 1.0 / math.sqrt(a + b)
+def _both(first: Floats, first_sd: Floats, second: Floats, second_sd: Floats) -> tuple[Floats, Floats]:
+    """Two noised measures weighted by 1/variance, and the result's noise. The same measure twice is itself."""
+    if second is first:
+        return first, first_sd
+    if not ((first_sd > 0).all() and (second_sd > 0).all()):
+        return second, np.zeros(len(second))
+    a, b = first_sd**-2.0, second_sd**-2.0
+    return (a * first + b * second) / (a + b), 1.0 / np.sqrt(a + b)
 
 
-def _bin_sigma(bins: Bins, cell_sigma: float, group_sigma: Floats) -> Floats:
+def _bin_sd(bins: Bins, cell_sd: float, group_sd: Floats) -> Floats:
     """Noise of each bin's first count: whole groups carry the group's noise, parts of one that of cells."""
     if not bins.ordered:
-        return cell_sigma * np.sqrt(np.bincount(bins.map, minlength=bins.size))
+        return cell_sd * np.sqrt(np.bincount(bins.map, minlength=bins.size))
     group = groups(len(bins.map) - 1)
     size = np.bincount(group)
     variance = np.zeros(bins.size)
     pair, count = np.unique(np.stack([bins.map[:-1], group]), axis=1, return_counts=True)
-    spread = group_sigma[np.searchsorted(group, pair[1])]
+    spread = group_sd[np.searchsorted(group, pair[1])]
     part = count / size[pair[1]]
-    np.add.at(variance, pair[0], count * (1 - part) * cell_sigma**2 + part**2 * spread**2)
+    np.add.at(variance, pair[0], count * (1 - part) * cell_sd**2 + part**2 * spread**2)
     if bins.missing >= 0:
-        variance[bins.missing] = cell_sigma**2
+        variance[bins.missing] = cell_sd**2
     return np.sqrt(variance)
 
 
@@ -250,14 +304,3 @@ def shrink(gram: Floats, widths: list[int], sigma: float) -> Floats:
     noise = np.maximum(count - 2, 1) * sigma**2
     keep = np.maximum(1.0 - noise / np.maximum(energy, 1e-300), 0.0)
     return gram * np.repeat(np.repeat(keep, widths, axis=0), widths, axis=1)
-
-
-def sigma_ratio(phases: tuple[Phase, ...]) -> float:
-    """Noise of the "bins" answer over that of "grain": both count the same columns once."""
-    share = {p.name: p.share for p in phases}
-    return math.sqrt(share["grain"] / share["bins"])
-
-
-def as_json(value: Any) -> Any:
-    """Numbers for a JSON header: NumPy scalars become Python's."""
-    return value.item() if isinstance(value, np.generic) else value

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cohortium.common.generators.base import Ask, Facts, Floats, Phase, Progress, Settings
-from cohortium.common.generators.measure import Measured, measure, measuring_phases, sigma_ratio
+from cohortium.common.generators.measure import Measured, Shares, measure, measuring_phases
 from cohortium.common.generators.model import MixtureModel, targets_of
 from cohortium.common.generators.threads import one_thread
 
@@ -27,13 +27,17 @@ STEPS = 300
 LEARNING_RATE = 0.05
 
 
+def shares_for(facts: Facts) -> Shares:
+    return Shares(ranges=0.12, grain=0.13, bins=0.35, pairs=0.40)
+
+
 class Mixture:
     """Two counts and one matrix, then a free fit: small budgets, small consortia, `local` mode."""
 
     name = "mixture"
 
     def phases(self, facts: Facts) -> tuple[Phase, ...]:
-        return measuring_phases(facts, ranges=0.10, grain=0.10, bins=0.25, pairs=0.55)
+        return measuring_phases(facts, shares_for(facts))
 
     def fit(
         self,
@@ -45,7 +49,7 @@ class Mixture:
         settings: Settings,
         progress: Progress | None = None,
     ) -> MixtureModel:
-        measured = measure(ask, grids=grids, facts=facts, sigma_ratio=sigma_ratio(self.phases(facts)))
+        measured = measure(ask, grids=grids, facts=facts, phases=self.phases(facts))
         weights, tables = fit_mixture(measured, seed=settings.seed, progress=progress)
         return MixtureModel(
             bins=measured.bins, weights=weights, tables=tables, targets=targets_of(measured, weights, tables)
@@ -67,12 +71,13 @@ def fit_mixture(
     start = _start(measured, k, rng)
     sizes = [t.shape[1] for t in start]
     n = measured.total
-    one_way_sd = math.sqrt(measured.one_way_sigma**2 + 0.05 / n)
-    gram_sd = math.sqrt(measured.gram_sigma**2 + 0.5 / n)
+    one_way_sd = np.sqrt(np.concatenate(measured.one_way_sd) ** 2 + 0.05 / n)
+    gram_sd = math.sqrt(measured.gram_sd**2 + 0.5 / n)
     with one_thread():
         logits = torch.tensor(np.log(np.concatenate(start, axis=1)), dtype=torch.float64, requires_grad=True)
         log_weight = torch.zeros(k, dtype=torch.float64, requires_grad=True)
         target = torch.tensor(np.concatenate(measured.one_way))
+        one_way_weight = torch.tensor(one_way_sd**-2.0)
         gram = torch.tensor(measured.gram)
         features = [torch.tensor(f) for f in measured.features]
         ends = measured.ends
@@ -88,7 +93,7 @@ def fit_mixture(
             ones = torch.cat([w @ t for t in tables])
             means = torch.cat([t @ f for t, f in zip(tables, features)], 1)
             gap = (means.T @ (means * w[:, None]) - gram) * off
-            loss = ((ones - target) ** 2).sum() / one_way_sd**2 + 0.5 * (gap**2).sum() / gram_sd**2
+            loss = (one_way_weight * (ones - target) ** 2).sum() + 0.5 * (gap**2).sum() / gram_sd**2
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()

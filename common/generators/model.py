@@ -40,13 +40,13 @@ def targets_of(measured: Measured, weights: Floats, tables: tuple[Floats, ...]) 
     """What herded rows shall match: the mixture's moments, moved to the measured ones beyond their noise."""
     ones, gram = moments_of(weights, tables, measured.features)
     one_way = []
-    for mine, seen in zip(ones, measured.one_way):
-        moved = np.maximum(towards(mine, seen, TOLERANCE * measured.one_way_sigma), 0.0)
+    for mine, seen, sd in zip(ones, measured.one_way, measured.one_way_sd):
+        moved = np.maximum(towards(mine, seen, TOLERANCE * sd), 0.0)
         one_way.append(moved / max(moved.sum(), 1e-12))
     return Targets(
         one_way=tuple(one_way),
         features=measured.features,
-        gram=towards(gram, measured.gram, TOLERANCE * measured.gram_sigma),
+        gram=towards(gram, measured.gram, TOLERANCE * measured.gram_sd),
     )
 
 

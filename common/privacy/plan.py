@@ -211,10 +211,11 @@ class Plan:
         try:
             if value["format"] != FORMAT:
                 raise ProtocolError("PLAN-FORMAT", "this version does not know that format of plan")
-            numbers = {key: float.fromhex(value[key]) for key in ("epsilon", "delta", "holdout")}
-            rest = {k: v for k, v in value.items() if k not in {"format", "sites", "stages", *numbers}}
-            stages = tuple(Stage.from_json(stage) for stage in value["stages"])
-            return cls(sites=tuple(value["sites"]), stages=stages, **numbers, **rest)
+            read: dict[str, Any] = {k: v for k, v in value.items() if k != "format"}
+            read |= {key: float.fromhex(value[key]) for key in ("epsilon", "delta", "holdout")}
+            read["stages"] = tuple(Stage.from_json(stage) for stage in value["stages"])
+            read["sites"] = tuple(value["sites"])
+            return cls(**read)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise ProtocolError("PLAN-FORMAT", "the plan cannot be read") from None
 
@@ -245,7 +246,7 @@ def compile_plan(
     if study.evaluation is not None:
         parts.append(("holdout", [_evaluation(study)], study.evaluation.epsilon))
     for part, some, epsilon in parts:
-        multipliers = [0.0] * len(some)
+        multipliers: tuple[float, ...] = (0.0,) * len(some)
         if noise:
             wanted = [
                 accountant.Part(

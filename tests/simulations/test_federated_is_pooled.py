@@ -1,0 +1,183 @@
+"""Federated = pooled: without noise, any number of hospitals and any split give the model of one pooled table."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cohortium.client.sources.base import read
+from cohortium.common.generators.base import Model
+from cohortium.common.privacy.entropy import SeededEntropy
+from cohortium.common.privacy.plan import Stage
+from cohortium.common.queries import AnyQuery, Gradient
+from cohortium.server.runs import RunFolder
+from cohortium.server.sampling import write_rows
+from cohortium.simulations.finish import finish
+from cohortium.simulations.pooled import PooledAsk, fit_pooled
+from cohortium.simulations.run import Request, prepare, run
+from cohortium.strategies.base import SiteSum
+from cohortium.strategies.secure_sum import SecureSum
+
+Simulate = Callable[..., Path]
+GENERATORS = [("mixture", None), ("autoregressive", 3), ("joined", 3)]
+SEED = 5
+
+
+def pooled(out: Path, table: Path, **options: Any) -> tuple[Model, PooledAsk]:
+    """The reference: the same plan asked of one table in memory, without sites, masks or messages."""
+    folder = RunFolder(root=out)
+    entropy = SeededEntropy(seed=SEED, site="pooled")
+    return fit_pooled(
+        folder.study(), folder.plan(), read(table), seed=SEED, entropy=entropy, run=str(folder.facts()["run"]), **options
+    )  # fmt: skip
+
+
+def arrays(model: Model) -> dict[str, bytes]:
+    return {name: value.tobytes() for name, value in model.to_arrays()[0].items()}
+
+
+def csv(out: Path) -> str:
+    write_rows(RunFolder(root=out), 200, [out / "rows.csv"], seed=3)
+    return hashlib.sha256((out / "rows.csv").read_bytes()).hexdigest()
+
+
+def answers(out: Path) -> list[np.ndarray]:
+    return [np.load(path)["values"] for path in sorted((out / "run" / "answers").glob("*.npz"))]
+
+
+@pytest.mark.parametrize(("generator", "rounds"), GENERATORS)
+def test_any_split_gives_the_bits_of_the_pooled_table(
+    simulate: Simulate, tmp_path: Path, generator: str, rounds: int | None
+) -> None:
+    """K = 1, 3, 5, 10 hospitals, dealt at random, by a column's skew, and with a hospital that has nobody."""
+    options: dict[str, Any] = {"generator": generator, "rounds": rounds, "noise": False, "exact": True}
+    first = simulate("iid:3", survivors=2, **options)
+    reference, ask = pooled(first, tmp_path / "study" / "table.parquet", exact=True)
+    others = [
+        simulate("iid:5", survivors=3, **options),
+        simulate("iid:10", survivors=6, **options),
+        simulate("by:grade", survivors=2, **options),
+        simulate("dirichlet:sex:6:0.05", survivors=4, **options),
+    ]
+    sizes = [len(pd.read_parquet(site / "data.parquet")) for site in sorted((others[-1] / "sites").iterdir())]
+    assert 0 in sizes, "this seed should leave one hospital empty"
+    for out in (first, *others):
+        assert all((a == b).all() for a, b in zip(answers(out), ask.answers, strict=True))
+        assert arrays(RunFolder(root=out).model()) == arrays(reference)
+    assert len({csv(out) for out in (first, *others)}) == 1
+
+
+@pytest.mark.parametrize(("generator", "rounds"), GENERATORS)
+def test_one_hospital_is_the_pooled_table(
+    simulate: Simulate, tmp_path: Path, generator: str, rounds: int | None
+) -> None:
+    """K = 1 needs no secure sum: `local`, without noise."""
+    out = simulate("iid:1", strategy="local", generator=generator, rounds=rounds, noise=False, exact=True)
+    reference, _ = pooled(out, tmp_path / "study" / "table.parquet", exact=True)
+    assert arrays(RunFolder(root=out).model()) == arrays(reference)
+
+
+def test_rows_as_units_and_held_out_patients_too(simulate: Simulate, tmp_path: Path) -> None:
+    dictionary_free = {"unit": "row", "evaluation": "[evaluation]\nepsilon = 1.0\nholdout = 0.25\n"}
+    out = simulate("iid:4", survivors=3, noise=False, **dictionary_free)
+    reference, ask = pooled(out, tmp_path / "study" / "table.parquet")
+    assert arrays(RunFolder(root=out).model()) == arrays(reference)
+    assert len(answers(out)) == len(ask.answers) + 1  # the evaluation is asked after the fit
+
+
+def test_a_difference_in_one_cell_is_seen(simulate: Simulate, tmp_path: Path) -> None:
+    """The comparison has power: one patient's one changed value gives another model."""
+    out = simulate("iid:3", noise=False)
+    path = tmp_path / "study" / "table.parquet"
+    table = read(path)
+    table.loc[0, "age"] = 99 - int(table.loc[0, "age"])
+    table.to_parquet(path, index=False)
+    reference, _ = pooled(out, path)
+    assert arrays(RunFolder(root=out).model()) != arrays(reference)
+
+
+@pytest.mark.parametrize("sites", [3, 5, 10])
+def test_the_fast_path_is_off_by_half_a_unit_per_site(
+    simulate: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sites: int
+) -> None:
+    """Asked the same question, each hospital's one rounding adds at most half a lattice unit (DESIGN 1)."""
+    asked: list[Gradient] = []
+    really = SecureSum.answer
+
+    def noted(self: SecureSum, index: int, stage: Stage, query: AnyQuery, **rest: Any) -> SiteSum:
+        if isinstance(query, Gradient):
+            asked.append(query)
+        return really(self, index, stage, query, **rest)
+
+    monkeypatch.setattr(SecureSum, "answer", noted)
+    out = simulate(f"iid:{sites}", survivors=sites // 2 + 1, generator="autoregressive", rounds=4, noise=False)
+    questions = iter(asked)
+
+    def same_question(query: AnyQuery) -> AnyQuery:
+        """The federation's own parameters, so that rounding does not add up over the steps."""
+        return next(questions) if isinstance(query, Gradient) else query
+
+    plan = RunFolder(root=out).plan()
+    _, ask = pooled(out, tmp_path / "study" / "table.parquet", before=same_question)
+    assert len(asked) == 4 and all(query.path == "fast" for query in asked)
+    gaps = []
+    for index, (mine, theirs) in enumerate(zip(answers(out), ask.answers, strict=True)):
+        gap = int(np.abs(mine - theirs).max())
+        if plan.stage_of(index).kind != "gradient":
+            assert gap == 0
+            continue
+        gaps.append(gap)
+        assert gap <= sites / 2 + 1 / 2  # the last half is the reference's own rounding
+    assert max(gaps) > 0  # there is something to bound
+
+
+@pytest.mark.parametrize("sites", [1, 3, 5])
+def test_seeded_noise_is_the_sum_of_the_sites_own(simulate: Simulate, tmp_path: Path, sites: int) -> None:
+    """`local` with a seed: the answer minus the pooled sum is noise of √K σ; the same seed gives it again."""
+    first = simulate(f"iid:{sites}", strategy="local")
+    again = simulate(f"iid:{sites}", strategy="local")
+    assert all((a == b).all() for a, b in zip(answers(first), answers(again), strict=True))
+    assert arrays(RunFolder(root=first).model()) == arrays(RunFolder(root=again).model())
+    assert csv(first) == csv(again)
+    quiet = simulate(f"iid:{sites}", strategy="local", noise=False)
+    stage = RunFolder(root=first).plan().stages[0]
+    noise = (answers(first)[0] - answers(quiet)[0]) * 2.0**-19  # √6 columns: lattice 2^(1-20)
+    planned = stage.noise_multiplier * np.sqrt(6) * np.sqrt(sites)
+    # About 200 coordinates: the ratio of standard deviations is within 5 of its own, .05 each.
+    assert len(noise) > 150 and 0.75 < noise.std() / planned < 1.25
+
+
+@pytest.mark.slow
+def test_with_noise_the_scores_agree_within_the_seeds_spread(
+    tmp_path: Path, write_study: Callable[..., tuple[Path, Path]], write_table: Callable[..., pd.DataFrame]
+) -> None:
+    """Five seeds of 5 hospitals and of the same patients in 10: same law, so the same scores up to the seed.
+
+    The difference of two means of five has a standard error of s √(2/5); 4 of them is a false alarm of 1 in 250
+    at 8 degrees of freedom. The reference, shuffled columns, lies far outside.
+    """
+    study, table = write_study(table=write_table(300), survivors=5, epsilon=10.0, rows=400)
+    scores: dict[str, list[dict[str, float]]] = {}
+    for split, survivors in (("iid:5", 5), ("iid:10", 10)):
+        text = study.read_text()
+        (tmp_path / "study" / "now.toml").write_text(text.replace("survivors = 5", f"survivors = {survivors}"))
+        for seed in range(5):
+            out = tmp_path / f"{split}-{seed}".replace(":", "")
+            prepare(
+                Request(study=tmp_path / "study" / "now.toml", table=table, split=split, out=out, seed=seed)
+            )
+            run(out)
+            found = finish(out)["scores"]["figures"]
+            scores.setdefault(split, []).append({name: f["value"] for name, f in found.items()})
+            floor = found["tvd2"]["floor"]
+    for name in ("tvd1", "tvd2"):
+        a, b = (np.array([score[name] for score in scores[split]]) for split in ("iid:5", "iid:10"))
+        spread = max(np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2), 1e-3)
+        assert abs(a.mean() - b.mean()) <= 4 * spread * np.sqrt(2 / 5), (name, a, b)
+    assert all(score["tvd2"] < floor for split in scores.values() for score in split)
