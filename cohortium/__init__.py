@@ -1,1 +1,288 @@
-"""Cohortium: one private synthetic dataset from many hospitals."""
+"""Cohortium: one private synthetic dataset from many hospitals. The public Python API, and nothing else.
+
+    study = cohortium.load_study("study.toml")
+    print(cohortium.plan(study, sites=5).statement().sentence())      # what it would cost; reads no data
+    run = cohortium.simulate("study.toml", "table.parquet", out="result")
+    women = run.sample(10_000, where="sex=Female")
+
+Each function does what the command of the same name does; errors are a `CohortiumError` with a code, a
+place and a fix. Importing this module is cheap: pandas, torch and Flower are imported by the functions that
+need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cohortium.common.errors import CohortiumError
+    from cohortium.common.evaluation.base import Scores
+    from cohortium.common.privacy.plan import Plan
+    from cohortium.common.schema import Schema
+    from cohortium.common.study import Study
+    from cohortium.server.audit import AuditReport
+
+    __version__: str
+
+__all__ = [
+    "AuditReport", "CohortiumError", "Plan", "Run", "Schema", "Scores", "Study", "__version__",
+    "audit", "evaluate", "load_study", "plan", "report", "resume", "sample", "simulate",
+]  # fmt: skip
+
+_TYPES = {
+    "AuditReport": "cohortium.server.audit",
+    "CohortiumError": "cohortium.common.errors",
+    "Plan": "cohortium.common.privacy.plan",
+    "Schema": "cohortium.common.schema",
+    "Scores": "cohortium.common.evaluation.base",
+    "Study": "cohortium.common.study",
+}
+Where = str | Mapping[str, object]
+
+
+def __getattr__(name: str) -> Any:
+    """The types and the version, when they are first asked for (PEP 562)."""
+    import importlib
+    import importlib.metadata
+
+    if name == "__version__":
+        value: Any = importlib.metadata.version("cohortium")
+    elif name in _TYPES:
+        value = getattr(importlib.import_module(_TYPES[name]), name)
+    else:
+        raise AttributeError(f"module 'cohortium' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A finished simulation. directory: all its files; result: what result.json says."""
+
+    directory: Path
+    result: dict[str, Any]
+
+    @property
+    def statement(self) -> str:
+        """The guarantee in a sentence, recomputed from the ledgers."""
+        return str(self.result["privacy"]["sentence"])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What stands against publishing: a seeded rehearsal, noise switched off."""
+        return tuple(self.result["warnings"])
+
+    def synthetic(self) -> pd.DataFrame:
+        """The published table, [release] rows of it."""
+        import pandas as pd
+
+        return pd.read_parquet(self.directory / "synthetic.parquet")
+
+    def sample(
+        self, rows: int, *, where: Where | None = None, balance: str | None = None, seed: int = 0
+    ) -> pd.DataFrame:
+        """More rows, see `sample`."""
+        return sample(self.directory, rows, where=where, balance=balance, seed=seed)
+
+
+def load_study(path: str | Path) -> Study:
+    """Read study.toml and the dictionary that it names, and check both. StudyError, DictionaryError."""
+    from cohortium.common.study import Study
+
+    return Study.load(path)
+
+
+def plan(
+    study: Study | str | Path,
+    *,
+    sites: int | Sequence[str] | None = None,
+    accept_guessed_ranges: bool = False,
+) -> Plan:
+    """Compile a study to its finite list of releases, with their noise and price. Reads no data.
+
+    sites: how many hospitals, or their names; None where the study names them. Raises StudyError for a study
+    that cannot be planned (also: a dictionary with ranges guessed from data, unless accepted), Refused where
+    epsilon is too small.
+    """
+    from cohortium.common.errors import StudyError
+    from cohortium.server.planning import plan_for
+
+    loaded = load_study(study) if isinstance(study, str | Path) else study
+    if not accept_guessed_ranges:
+        loaded.refuse_guesses()
+    if sites is None:
+        names: Sequence[str] = loaded.sites
+    else:
+        names = [f"site-{i + 1:03d}" for i in range(sites)] if isinstance(sites, int) else sites
+    if not names:
+        raise StudyError("STUDY-SITES", "the study does not name its sites", hint="plan(study, sites=5)")
+    return plan_for(loaded, names)[0]
+
+
+def simulate(
+    study: str | Path,
+    table: str | Path | pd.DataFrame,
+    *,
+    out: str | Path,
+    split: str = "iid:5",
+    seed: int | None = None,
+    noise: bool = True,
+    engine: str = "in-process",
+    accept_guessed_ranges: bool = False,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+) -> Run:
+    """Turn one table into hospitals on this machine, run the study over them, score and sign the result.
+
+    study: path of study.toml. table: a Parquet or CSV file, or a DataFrame. out: a new or empty folder.
+    split: by:COLUMN, iid:K or dirichlet:COLUMN:K:ALPHA. engine: "in-process" or "ray".
+    seed: None draws real noise; a number makes a rehearsal that anyone who knows it can undo, never private.
+    noise: False switches the noise off (epsilon is infinite). on_event: is called with what happens.
+    """
+    import tempfile
+
+    from cohortium.simulations.run import Request, prepare
+
+    chosen = _engine(engine)
+    with tempfile.TemporaryDirectory(prefix="cohortium-") as folder:
+        if isinstance(table, str | Path):
+            source = Path(table)
+        else:
+            # Copied into the sites' folders by `prepare`; this copy goes at once.
+            source = Path(folder) / "table.parquet"
+            table.to_parquet(source, index=False)
+        prepare(
+            Request(
+                study=Path(study), table=source, split=split, out=Path(out), seed=seed, noise=noise,
+                accept_guessed_ranges=accept_guessed_ranges,
+            )
+        )  # fmt: skip
+    return _run(Path(out), chosen, on_event)
+
+
+def resume(
+    directory: str | Path,
+    *,
+    engine: str = "in-process",
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+) -> Run:
+    """Go on with an interrupted simulation; what was answered is not asked, and not paid for, again."""
+    return _run(Path(directory), _engine(engine), on_event)
+
+
+def sample(
+    directory: str | Path, rows: int, *, where: Where | None = None, balance: str | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Draw rows from a fitted model: post-processing, free of budget. The same seed gives the same rows.
+
+    where: "sex=Female and cp=asymptomatic", or {column: value, set of values, or (low, high)}.
+    balance: a column whose levels shall occur equally often; rows then come level after level.
+    """
+    from cohortium.common.errors import UsageError
+    from cohortium.common.generators.sampling import table
+    from cohortium.server.runs import RunFolder
+    from cohortium.server.sampling import parse_where
+
+    if rows < 1:
+        raise UsageError("SAMPLE-ROWS", "at least one row", hint="sample(directory, 1000)")
+    folder = RunFolder(root=Path(directory))
+    conditions = parse_where(where, folder) if isinstance(where, str) else where
+    schema, grids = folder.study().schema, folder.grids()
+    return table(folder.model(), schema, grids, rows, seed=seed, where=conditions, balance=balance)
+
+
+def evaluate(
+    synthetic: str | Path | pd.DataFrame,
+    *,
+    train: pd.DataFrame | None = None,
+    test: pd.DataFrame | None = None,
+    dictionary: Schema | str | Path | None = None,
+    target: str | None = None,
+    unit: str = "row",
+    seed: int = 0,
+) -> Scores:
+    """Score a synthetic table against real rows on this machine. NOT private: the scores see real rows.
+
+    synthetic: the folder of a simulation (its own real side is gathered again), or a table; then train and
+    dictionary are needed. test: rows of other patients; without it the training rows judge (in-sample).
+    unit: the column that names the patient in train and test, or "row".
+    """
+    from cohortium.common.errors import UsageError
+    from cohortium.common.evaluation.exact import exact_scores
+
+    if isinstance(synthetic, str | Path):
+        import pandas as pd
+
+        from cohortium.server.runs import RunFolder
+        from cohortium.simulations.run import real_side
+
+        if train is not None or test is not None or dictionary is not None:
+            raise UsageError("EVALUATE-ARGUMENTS", "a folder brings its own tables", hint="drop the others")
+        folder = RunFolder(root=Path(synthetic))
+        study, real = folder.study(), real_side(Path(synthetic))
+        return exact_scores(
+            schema=study.schema, train=real.train, test=real.test, target=study.target,
+            synthetic=pd.read_parquet(Path(synthetic) / "synthetic.parquet"), unit=folder.plan().unit,
+            seed=seed,
+        )  # fmt: skip
+    if train is None or dictionary is None:
+        raise UsageError(
+            "EVALUATE-ARGUMENTS", "a table needs real rows to compare with",
+            hint="evaluate(synthetic, train=..., dictionary=...)",
+        )  # fmt: skip
+    from cohortium.client.records import checked
+    from cohortium.common.schema import Schema
+
+    schema = Schema.load(dictionary) if isinstance(dictionary, str | Path) else dictionary
+    return exact_scores(
+        schema=schema, train=checked(schema, train, unit=unit, where="train"),
+        test=None if test is None else checked(schema, test, unit=unit, where="test"),
+        synthetic=synthetic, target=target, unit=unit, seed=seed,
+    )  # fmt: skip
+
+
+def report(directory: str | Path) -> Path:
+    """Write report.html again from result.json; its path."""
+    from cohortium.common.errors import UsageError
+    from cohortium.simulations.finish import rewrite_report
+
+    if not (Path(directory) / "result.json").exists():
+        raise UsageError("REPORT-RESULT", "there is no result.json here", where=(str(directory),))
+    return rewrite_report(Path(directory))
+
+
+def audit(directory: str | Path) -> AuditReport:
+    """Recompute every epsilon, check every signature, chain and file digest, offline; `.ok`: all hold."""
+    from cohortium.server.audit import audit as run_audit
+
+    return run_audit(Path(directory))
+
+
+def _engine(name: str) -> Any:
+    import os
+
+    # Before Flower is imported for the first time: nothing calls home.
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    from cohortium.common.errors import UsageError
+    from cohortium.simulations import engines
+
+    if name not in ("in-process", "ray"):
+        raise UsageError("ENGINE", f"there is no engine {name!r}", hint='engine="in-process" or engine="ray"')
+    return engines.Ray() if name == "ray" else engines.InProcess()
+
+
+def _run(out: Path, engine: Any, on_event: Callable[[dict[str, Any]], None] | None) -> Run:
+    from cohortium.simulations.finish import finish
+    from cohortium.simulations.run import run
+
+    run(out, engine=engine, on_event=on_event)
+    return Run(directory=out, result=finish(out))

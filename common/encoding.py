@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from cohortium.common.errors import DictionaryError, TableError
 from numpy.typing import NDArray
+
+from cohortium.common.errors import DictionaryError, TableError
 
 if TYPE_CHECKING:
     from cohortium.common.schema import Column, Schema
@@ -126,7 +127,7 @@ class LevelGrid(Grid):
 
     def decode(self, codes: Codes, u: Floats) -> pd.Series:
         if self.kind == "boolean":
-            no, yes = self._boolean_codes()
+            _no, yes = self._boolean_codes()
             value = np.zeros(self.size, dtype=bool)
             value[yes] = True
             return pd.Series(pd.array(value[codes], dtype="boolean")).mask(pd.Series(codes == self.missing))
@@ -135,7 +136,9 @@ class LevelGrid(Grid):
             return pd.Series(pd.array(whole[codes], dtype="Int64")).mask(pd.Series(codes == self.missing))
         if self.kind == "number":
             return pd.Series(np.array([float(x) for x in self.levels] + [np.nan])[codes])
-        return pd.Series(pd.Categorical.from_codes(np.where(codes == self.missing, -1, codes), list(self.levels)))
+        return pd.Series(
+            pd.Categorical.from_codes(np.where(codes == self.missing, -1, codes), list(self.levels))
+        )
 
     def allowed(self, wanted: object) -> NDArray[np.bool_]:
         out = np.zeros(self.size, dtype=bool)
@@ -206,7 +209,11 @@ class NumberGrid(Grid):
             most = steps if steps <= WHOLE_CELLS else most
         decade = self.low >= 0 and self.high >= 10 * max(self.low, self.step)
         self.edges = _edges(
-            steps, most, first=self._first, root=decade and column.kind in ("integer", "number"), centred=not whole
+            steps,
+            most,
+            first=self._first,
+            root=decade and column.kind in ("integer", "number"),
+            centred=not whole,
         )
         self.size = len(self.edges)  # len(edges) - 1 cells and the missing code
         self._cell_value = self.round_multiples() * self.step if self._roundest else None
@@ -388,7 +395,7 @@ def roundest(low: int, high: int) -> int:
 
 @lru_cache(maxsize=8)
 def grids(schema: Schema) -> tuple[Grid, ...]:
-    """One grid for each modelled column, in the dictionary's order. DictionaryError where one cannot be built."""
+    """One grid for each modelled column, in the dictionary's order. Raises DictionaryError."""
     return tuple(
         LevelGrid(c, schema.missing_values) if c.categorical else NumberGrid(c) for c in schema.modelled
     )
@@ -455,7 +462,9 @@ def encode(schema: Schema, table: pd.DataFrame, unit: str) -> Records:
             hint="name every column as in the dictionary, or take it out of the dictionary",
         )
     columns = [g.encode(table[c.name]) for c, g in zip(schema.modelled, grids(schema))]
-    codes = np.column_stack(columns).astype(np.int32) if columns else np.zeros((len(table), 0), dtype=np.int32)
+    codes = (
+        np.column_stack(columns).astype(np.int32) if columns else np.zeros((len(table), 0), dtype=np.int32)
+    )
     position, identity = patients_of(table, unit)
     digests = identity.tobytes()
     halves = np.frombuffer(digests, dtype=">u8").reshape(-1, 2)

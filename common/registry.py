@@ -16,7 +16,7 @@ GENERATORS = ("auto", "mixture", "autoregressive", "joined")
 def choose(facts: Facts) -> str:
     """The generator that "auto" means: a public rule on public facts, never on the data.
 
-    DP-SGD pays where its noise is small against what the mixture cannot express: from ε ≈ 3 and some thousand
+    DP-SGD pays where its noise is small against what the mixture cannot express: from ε = 3 and some thousand
     patients on, few enough columns, and noise added once for all sites (secure sum) rather than by each.
     """
     patients = facts.patients or 0

@@ -23,7 +23,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cohortium.common.encoding import Grid, grids
-from cohortium.common.errors import CheckFailed, PeerUnreachable, UsageError
+from cohortium.common.errors import CheckFailed, PeerUnreachable, Refused, UsageError
 from cohortium.common.generators.base import Model, Settings
 from cohortium.common.generators.sampling import table
 from cohortium.common.privacy.ledger import Ledger
@@ -121,10 +121,7 @@ def drive(
     session = Session(
         courier=courier, key=key, identities=identities, mirror=mirror, timeout_s=ANSWER_TIMEOUT_S,
     )  # fmt: skip
-    ledger_path = folder.inner / "ledger.db"
-    ledger = (
-        Ledger.open(ledger_path, key) if ledger_path.exists() else Ledger.create(ledger_path, COORDINATOR, key)
-    )
+    ledger = _study_ledger(folder.inner / "ledger.db", key)
     try:
         events.say("start", run=run, releases=plan.releases, plan=plan.digest)
         ledger.note("start", run=run, plan=plan.digest)
@@ -174,6 +171,19 @@ def drive(
         ledger.export(folder.inner / "ledger.jsonl")
         ledger.close()
         mirror.close()
+
+
+def _study_ledger(path: Path, key: Ed25519PrivateKey) -> Ledger:
+    """The study's ledger, begun if need be; a crash may have left a file without its first line."""
+    if not path.exists():
+        return Ledger.create(path, COORDINATOR, key)
+    try:
+        return Ledger.open(path, key)
+    except CheckFailed as damaged:
+        try:
+            return Ledger.create(path, COORDINATOR, key)
+        except (CheckFailed, Refused):
+            raise damaged from None
 
 
 def settings_of(study: Study, *, seed: int, exact: bool = False) -> Settings:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 
 from cohortium.common.errors import UsageError
 from cohortium.common.generators.sampling import tables
+from cohortium.common.schema import Column
 from cohortium.server.runs import RunFolder
 
 BLOCK_ROWS = 65_536
@@ -107,11 +110,12 @@ def parse_where(text: str | None, folder: RunFolder) -> dict[str, object]:
             raise UsageError(
                 "WHERE-COLUMN", f"the model has no column {name!r}", hint="columns: " + ", ".join(columns)
             )
-        out[name] = _narrow(out.get(name), columns[name].levels, name, sign, value)
+        out[name] = _narrow(out.get(name), columns[name], sign, value)
     return out
 
 
-def _narrow(before: object, levels: tuple[str, ...] | None, name: str, sign: str, value: str) -> object:
+def _narrow(before: object, column: Column, sign: str, value: str) -> object:
+    name, levels = column.name, column.levels
     if levels is not None:
         if sign not in ("=", "!="):
             raise UsageError("WHERE-SIGN", f"{name!r} has levels: use = or !=")
@@ -123,27 +127,43 @@ def _narrow(before: object, levels: tuple[str, ...] | None, name: str, sign: str
         if not allowed:
             raise UsageError("WHERE-EMPTY", f"the conditions on {name!r} exclude each other")
         return allowed
-    try:
-        number = float(value)
-    except ValueError:
-        number = float(pd.Timestamp(value).timestamp()) if _is_date(value) else float("nan")
-    if number != number or sign == "!=":
+    number = _point(column, value)
+    if number is None or sign == "!=":
         raise UsageError("WHERE-VALUE", f"{name!r} is a number or a date: use =, <, <=, > or >= with one")
-    low, high = before if isinstance(before, tuple) else (float("-inf"), float("inf"))
-    if sign == "=":
-        low, high = max(low, number), min(high, number)
-    elif sign in (">", ">="):
-        low = max(low, number + (_HAIR * max(1.0, abs(number)) if sign == ">" else 0.0))
-    else:
-        high = min(high, number - (_HAIR * max(1.0, abs(number)) if sign == "<" else 0.0))
-    if low > high:
+    low, high = before if isinstance(before, tuple) else (None, None)
+    if sign in ("=", ">", ">="):
+        bound = _beside(column, number, +1) if sign == ">" else number
+        low = bound if low is None else max(low, bound)
+    if sign in ("=", "<", "<="):
+        bound = _beside(column, number, -1) if sign == "<" else number
+        high = bound if high is None else min(high, bound)
+    if low is not None and high is not None and low > high:
         raise UsageError("WHERE-EMPTY", f"the conditions on {name!r} exclude each other")
     return low, high
 
 
-def _is_date(text: str) -> bool:
+def _point(column: Column, value: str) -> Any:
+    """A condition's number or moment on the column's axis, or None."""
+    if column.kind in ("date", "datetime"):
+        try:
+            moment = pd.Timestamp(value)
+        except ValueError:
+            return None
+        if moment is pd.NaT:
+            return None
+        moment = moment if moment.tzinfo is None else moment.tz_convert("UTC").tz_localize(None)
+        return moment.normalize() if column.kind == "date" else moment
     try:
-        pd.Timestamp(text)
+        number = float(value)
     except ValueError:
-        return False
-    return True
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _beside(column: Column, point: Any, side: int) -> Any:
+    """The bound that turns < into ≤: the next day, a millisecond, or a hair on a grid that is far coarser."""
+    if column.kind == "date":
+        return point + side * pd.Timedelta(days=1)
+    if column.kind == "datetime":
+        return point + side * pd.Timedelta(milliseconds=1)
+    return point + side * _HAIR * max(1.0, abs(point))

@@ -82,14 +82,14 @@ def prepare(request: Request) -> Plan:
         )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     try:
-        _build(request, study, plan, worlds)
+        build(request, study, plan, worlds)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)  # no half-made consortium: nothing was asked yet
         raise
     return plan
 
 
-def _build(request: Request, study: Study, plan: Plan, worlds: dict[str, pd.DataFrame]) -> None:
+def build(request: Request, study: Study, plan: Plan, worlds: dict[str, pd.DataFrame]) -> None:
     out = request.out
     study.schema.save(out / "dictionary.json")
     (out / "study.toml").write_text(study.to_toml(dictionary="dictionary.json"), encoding="utf-8")
@@ -139,6 +139,11 @@ def run(
     stop: Callable[[], bool] = lambda: False,
 ) -> None:  # fmt: skip
     """Run what `prepare` made, or run it on: until the model is fitted and scored."""
+    if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").exists():
+        raise UsageError(
+            "SIMULATE-UNMADE", "this folder holds no simulation, or one that was killed while it was being set up",
+            where=(str(out),), hint="nothing was asked yet: remove the folder and start again",
+        )  # fmt: skip
     plan = RunFolder(root=out).plan()
     chosen = engine or engines.InProcess()
     engines.run(

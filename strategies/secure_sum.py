@@ -42,6 +42,7 @@ class SecureSum:
         self._plan, self._run, self._identities = plan, run, dict(identities)
         self._exchange, self._mirrored = exchange, mirrored
         self._channels: ChannelKeys | None = None
+        self._directory: Directory | None = None  # of these channel keys, verified once
         self._told: set[str] = set()
         self._ready: dict[str, Prepared] = {}  # prepares that rode on the last round's answers
         self._ready_for: tuple[int, int] | None = None
@@ -53,10 +54,9 @@ class SecureSum:
                 Message(kind="sum.channels", sender=COORDINATOR, fields=known)
             )
             return
-        keys = []
+        keys: list[ChannelKey] = []
         for site in sorted(hellos):
-            fields = hellos[site].fields["channel"]
-            keys.append(ChannelKey.from_message(Message(kind="sum.channel", sender=site, fields=fields)))
+            _admit(lambda r: keys.append(ChannelKey.from_message(_inner(r, "channel"))), hellos[site])
         if len(keys) < self._plan.survivors:
             raise PeerUnreachable(
                 "SUM-TOO-FEW", f"{len(keys)} sites answered, {self._plan.survivors} are needed",
@@ -84,18 +84,21 @@ class SecureSum:
         path.with_suffix(".tmp").replace(path)
 
     def answer(self, index: int, stage: Stage, query: AnyQuery, *, next_dim: int | None = None) -> SiteSum:
-        plan, channels = self._plan, self.channels
+        plan = self._plan
         params = RoundParams(
             run_id=self._run, round=index, sites=plan.sites, survivors=plan.survivors, colluders=plan.colluders,
             dim=query.dim,
         )  # fmt: skip
-        directory = Directory.verified(run_id=self._run, identities=self._identities, keys=channels.keys)
-        server = ServerRound(params=params, directory=directory)
+        if self._directory is None:
+            self._directory = Directory.verified(
+                run_id=self._run, identities=self._identities, keys=self.channels.keys
+            )
+        server = ServerRound(params=params, directory=self._directory)
         sent: dict[str, int] = {}
 
         noted = self._read("round") or {}
         if noted.get("context") != params.digest():
-            noted = {"context": params.digest(), "prepared": {}, "survivors": None}
+            noted = {"context": params.digest(), "prepared": {}, "survivors": None, "votes": None}
             for site, prepared in self._prepared(params, sent).items():
                 if _admit(server.add_prepared, prepared):
                     noted["prepared"][site] = _to_json(prepared.to_message())
@@ -118,12 +121,23 @@ class SecureSum:
         chosen = server.survivors()
         noted["survivors"] = list(chosen.survivors)
         self._write("round", noted)
-        fields = {"run": self._run, "index": index, "survivors": chosen.to_message().fields}
-        vote = Message(kind="run.survivors", sender=COORDINATOR, fields=fields)
-        for reply in self._ask(dict.fromkeys(chosen.survivors, vote), f"{index}/agree", sent).values():
-            _admit(lambda r: server.add_vote(SurvivorVote.from_message(r)), reply)
+        if noted.get("votes") is None:
+            fields = {"run": self._run, "index": index, "survivors": chosen.to_message().fields}
+            vote = Message(kind="run.survivors", sender=COORDINATOR, fields=fields)
+            for reply in self._ask(dict.fromkeys(chosen.survivors, vote), f"{index}/agree", sent).values():
+                _admit(lambda r: server.add_vote(SurvivorVote.from_message(r)), reply)
+        else:  # it died after the signatures: a site that has revealed answers the very same request again, and no other
+            for site, fields in noted["votes"].items():
+                said = Message(kind="sum.vote", sender=site, fields=fields)
+                _admit(lambda r: server.add_vote(SurvivorVote.from_message(r)), said)
 
         request = server.reveal_request()
+        ballot = chosen.digest()
+        noted["votes"] = {
+            site: SurvivorVote(context=chosen.context, ballot=ballot, site=site, signature=signature).to_message().fields
+            for site, signature in request.votes.items()
+        }  # fmt: skip
+        self._write("round", noted)
         following = None if next_dim is None or index + 1 >= plan.releases else [index + 1, next_dim]
         reveals = {
             site: Message(
@@ -137,11 +151,11 @@ class SecureSum:
         }  # fmt: skip
         self._ready, self._ready_for = {}, None if following is None else (index + 1, following[1])
         for site, reply in self._ask(reveals, f"{index}/unmask", sent).items():
-            said = Message(kind="sum.revealed", sender=site, fields=reply.fields["revealed"])
-            _admit(lambda r: server.add_revealed(Revealed.from_message(r)), said)
-            if following is not None and reply.fields["prepared"] is not None:
-                self._ready[site] = Prepared.from_message(
-                    Message(kind="sum.prepared", sender=site, fields=reply.fields["prepared"], blobs=reply.blobs)
+            _admit(lambda r: server.add_revealed(Revealed.from_message(_inner(r, "revealed"))), reply)
+            if following is not None and reply.fields.get("prepared") is not None:
+                # One that cannot be read is asked for again in the next round.
+                _admit(
+                    lambda r, site=site: self._ready.update({site: Prepared.from_message(_inner(r, "prepared"))}), reply
                 )
         total = server.sum()
         stayed = server.survivor_names
@@ -185,6 +199,15 @@ def _admit(take: Callable[..., object], message: object) -> bool:
             raise
         return False
     return True
+
+
+def _inner(reply: Message, name: str) -> Message:
+    """A message of the round that rides inside a site's reply."""
+    fields = reply.fields.get(name)
+    if not isinstance(fields, dict):
+        raise ProtocolError("SUM-FORMAT", f"a reply without its part {name!r}")
+    blobs = reply.blobs if name == "prepared" else {}
+    return Message(kind=f"sum.{name}", sender=reply.sender, fields=fields, blobs=blobs)
 
 
 def _to_json(message: Message) -> dict[str, Any]:

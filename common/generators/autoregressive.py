@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cohortium.common.generators.base import Ask, Facts, Floats, Phase, Progress, Settings
+from cohortium.common.generators.base import Ask, Facts, Phase, Progress, Settings
 from cohortium.common.generators.herding import Targets
 from cohortium.common.generators.measure import Measured, Shares, measure, measuring_phases, most_bins
 from cohortium.common.generators.model import NadeModel
@@ -113,9 +113,7 @@ def train(
 
 def cold_targets(measured: Measured) -> Targets:
     """Without pairs asked, herding matches the one-ways alone."""
-    return Targets(
-        one_way=measured.one_way, features=measured.features, gram=np.zeros_like(measured.gram)
-    )
+    return Targets(one_way=measured.one_way, features=measured.features, gram=np.zeros_like(measured.gram))
 
 
 class Autoregressive:

@@ -107,9 +107,7 @@ class Model(Protocol):
     @property
     def kind(self) -> str: ...
 
-    def sample(
-        self, rows: int, *, seed: int, where: Mapping[int, NDArray[np.bool_]] | None = None
-    ) -> Codes:
+    def sample(self, rows: int, *, seed: int, where: Mapping[int, NDArray[np.bool_]] | None = None) -> Codes:
         """Fine codes, int32 [rows, columns]. `where`: allowed fine codes of some columns."""
         ...
 

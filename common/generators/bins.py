@@ -58,7 +58,9 @@ def haar_denoise(noised: Floats, sigma: float, *, times: float, coarser_than: in
     while len(smooth) > 1:
         even, odd = smooth[0::2], smooth[1::2]
         detail = (even - odd) / math.sqrt(2)
-        keep = (np.abs(detail) >= times * sigma) if block > coarser_than else np.zeros(len(detail), dtype=bool)
+        keep = (
+            (np.abs(detail) >= times * sigma) if block > coarser_than else np.zeros(len(detail), dtype=bool)
+        )
         details.append(np.where(keep, detail, 0.0))
         smooth = (even + odd) / math.sqrt(2)
         block *= 2
@@ -75,7 +77,9 @@ def groups(cells: int) -> NDArray[np.int32]:
     return (np.arange(cells) // GROUP).astype(np.int32)
 
 
-def merge_scales(fine: Floats, fine_sigma: float, coarse: Floats, coarse_sigma: float) -> tuple[Floats, Floats]:
+def merge_scales(
+    fine: Floats, fine_sigma: float, coarse: Floats, coarse_sigma: float
+) -> tuple[Floats, Floats]:
     """Fine cells moved so that each group's sum is the best of both measures; and the sums' sigma, per cell.
 
     The sum of GROUP noised cells has √GROUP times the noise of a group counted at once.
@@ -147,7 +151,7 @@ def on_lattice(noised: Floats, sigma: float, multiples: NDArray[np.int64]) -> ND
 
 
 def roundness(multiples: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0 for integers that only 1 divides, 1 for 2, 2 for 5, 3 for 10, 4 for 20, ... : the coarsest divisor."""
+    """The coarsest of 1, 2, 5, 10, 20, ... that divides an integer, as 0, 1, 2, 3, 4, ..."""
     kind = np.zeros(len(multiples), dtype=np.int64)
     power = 1
     for decade in range(7):

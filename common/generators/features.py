@@ -23,7 +23,7 @@ class Recipe:
     most: features a column may have; spread: the clip is mean + spread · SD of the squared norm."""
 
     degree: int = 2
-    rank_scale: tuple[float, ...] = (0.7, 0.5, 0.4)
+    rank_scale: tuple[float, ...] = (0.7, 0.35)
     level_scale: float = 1.0
     target_scale: float = 1.0
     most: int = 16
@@ -31,7 +31,7 @@ class Recipe:
 
 
 def column_features(p: Floats, *, ordered: bool, missing: int, recipe: Recipe, scale: float = 1.0) -> Floats:
-    """[bins, k] feature table, centred under `p` (probabilities of the bins); k >= 1, zeros where constant."""
+    """[bins, k] feature table, centred under `p` (the bins' probabilities); k >= 1, zeros where constant."""
     bins = len(p)
     parts: list[Floats] = []
     if ordered:

@@ -1,13 +1,14 @@
 """Choose, among rows drawn in excess, those whose one-ways and Gram matrix match given targets. Free.
 
-Descent by swaps: with R the gap between the targets and the kept rows' moments, a row's score is ⟨R, f(x)⟩, f the
-one-hot bins and the products of features. The best rows outside take the place of the worst inside, as many
-as lower the squared gap most (it is quadratic in the number of swaps). Kernel herding (Welling 2009; Chen,
-Welling & Smola 2010) picks one row at a time by the same score. Rows are never compared with records.
+Descent by swaps: with R the gap between the targets and the kept rows' moments, a row's score is ⟨R, f(x)⟩,
+f the one-hot bins and the products of features. The best rows outside take the place of the worst inside, as
+many as lower the squared gap most (it is quadratic in the number of swaps). Kernel herding (Welling 2009;
+Chen, Welling & Smola 2010) picks one row at a time by the same score. Rows are never compared with records.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +17,10 @@ from numpy.typing import NDArray
 
 from cohortium.common.generators.base import Floats
 
-EXCESS = 6
-SWEEPS = 40
+EXCESS = 4
+SWEEPS = 25
 FIRST_SWAP = 0.1  # of the rows, in the first sweep
-COOLING = 0.93
+COOLING = 0.9
 ONE_WAY_WEIGHT = 4.0
 
 
@@ -50,11 +51,11 @@ class Herder:
         self._tables = [torch.tensor(f, dtype=torch.float32) for f in targets.features]
         at = np.concatenate([[0], np.cumsum([f.shape[1] for f in targets.features])])
         self._off = torch.ones_like(self._gram)
-        for a, b in zip(at[:-1], at[1:]):
+        for a, b in itertools.pairwise(at):
             self._off[a:b, a:b] = 0.0
 
     def select(self, bins: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
-        """Indices (sorted) of `rows` of the candidates `bins` [candidates, columns]; the first are the start."""
+        """Sorted indices of `rows` of the candidates [candidates, columns]; the first are the start."""
         count = len(bins)
         if rows >= count:
             return np.arange(count)
@@ -94,4 +95,6 @@ class Herder:
         self, phi: torch.Tensor, cells: torch.Tensor, enter: torch.Tensor, leave: torch.Tensor, rows: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         a, b = phi[enter], phi[leave]
-        return (a.T @ a - b.T @ b) / rows, (self._histogram(cells[enter]) - self._histogram(cells[leave])) / rows
+        return (a.T @ a - b.T @ b) / rows, (
+            self._histogram(cells[enter]) - self._histogram(cells[leave])
+        ) / rows

@@ -1,8 +1,8 @@
 """Mixture first, network second: the network learns from the mixture's rows for free, then from patients.
 
-    1. measure, fit the mixture                         (budget: the measuring phases)
-    2. pre-train the network on the mixture's own rows  (free)
-    3. DP-SGD from there                                (budget: "train")
+1. measure, fit the mixture                         (budget: the measuring phases)
+2. pre-train the network on the mixture's own rows  (free)
+3. DP-SGD from there                                (budget: "train")
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cohortium.common.encoding import Grid
     from cohortium.common.schema import Schema
 
-PRETRAIN_ROWS = 20_000
+MOST_PRETRAIN_ROWS = 20_000
 PRETRAIN_EPOCHS = 10
 PRETRAIN_BATCH = 500
 PRETRAIN_RATE = 0.01
@@ -73,6 +73,7 @@ class Joined:
                 network,
                 network.start(measured.one_way, seed=settings.seed),
                 mixture,
+                patients=measured.total,
                 seed=settings.seed,
                 progress=progress,
             )
@@ -91,20 +92,30 @@ class Joined:
 
 
 def pretrain(
-    network: Nade, parameters: NDArray[np.float32], mixture: MixtureModel, *, seed: int, progress: Progress | None
+    network: Nade,
+    parameters: NDArray[np.float32],
+    mixture: MixtureModel,
+    *,
+    patients: float,
+    seed: int,
+    progress: Progress | None,
 ) -> NDArray[np.float32]:
-    """Fit the network to rows that the mixture draws: no record is involved."""
+    """Fit the network to rows that the mixture draws: no record is involved.
+
+    patients: the noised number of them; few patients need few rows.
+    """
     rng = np.random.default_rng([seed, 0x7072])
-    rows = mixture.draw(PRETRAIN_ROWS, rng)
+    batches = max(4, min(MOST_PRETRAIN_ROWS, int(5 * patients)) // PRETRAIN_BATCH)
+    rows = mixture.draw(batches * PRETRAIN_BATCH, rng)
     optimiser = Adam(size=network.size, rate=PRETRAIN_RATE)
     here = parameters.astype(np.float64)
     ones = np.ones(PRETRAIN_BATCH)
-    steps = PRETRAIN_EPOCHS * (PRETRAIN_ROWS // PRETRAIN_BATCH)
-    order = rng.permutation(PRETRAIN_ROWS)
+    steps = PRETRAIN_EPOCHS * batches
+    order = rng.permutation(len(rows))
     for step in range(steps):
-        at = step % (PRETRAIN_ROWS // PRETRAIN_BATCH)
+        at = step % batches
         if at == 0:
-            order = rng.permutation(PRETRAIN_ROWS)
+            order = rng.permutation(len(rows))
         batch = rows[order[at * PRETRAIN_BATCH : (at + 1) * PRETRAIN_BATCH]]
         gradient = network.gradient_sum(here.astype(np.float32), batch, ones, 1e9)
         optimiser.rate = PRETRAIN_RATE * (1.0 - 0.9 * step / steps)

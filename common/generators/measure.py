@@ -1,19 +1,20 @@
 """The questions that every generator here begins with, and what they say: `Measured`.
 
-    "ranges"   Counts   coarse histograms on public groups  -> the shape of each distribution
-    "grain"    Counts   fine histograms on the public grid  -> round numbers, single values that stand out
-    "bins"     Counts   in adaptive bins chosen from both   -> one-way distributions
-    "pairs"    Moments  the Gram matrix of the features     -> dependence of all pairs of columns
+"ranges"   Counts   coarse histograms on public groups  -> the shape of each distribution
+"grain"    Counts   fine histograms on the public grid  -> round numbers, single values that stand out
+"bins"     Counts   in adaptive bins chosen from both   -> one-way distributions
+"pairs"    Moments  the Gram matrix of the features     -> dependence of all pairs of columns
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from cohortium.common.encoding import Grid, NumberGrid
+from cohortium.common.encoding import Grid
 from cohortium.common.generators.base import Ask, Facts, Floats, Phase
 from cohortium.common.generators.bins import (
     GROUP,
@@ -31,6 +32,7 @@ from cohortium.common.queries import Counts, Moments
 
 MOST_FEATURES = 1200  # of all columns together: the Gram matrix stays below a million numbers
 FEW_CODES = 9  # a column with at most so many codes is counted once
+SHRINK = 1.0  # of James-Stein
 BIN_NOISE = 3.0  # a bin's mass is at least this many standard deviations of the second count
 
 
@@ -70,7 +72,9 @@ def recipe_for(facts: Facts) -> Recipe:
     """Features by public rule: fewer for many columns."""
     room = max(1, MOST_FEATURES // len(facts.columns))
     degree = 2 if room >= 3 else 1
-    return Recipe(degree=degree, most=max(1, min(16, room)))
+    # The target's pairs matter most and cost little: its features are one column's share of the norm.
+    scale = 3.0 if facts.epsilon < 2 else 2.0
+    return Recipe(degree=degree, most=max(1, min(16, room)), target_scale=scale)
 
 
 def bins_per_column(facts: Facts) -> tuple[int, int]:
@@ -92,16 +96,19 @@ def rebinned(facts: Facts) -> tuple[int, ...]:
 
 def measuring_phases(facts: Facts, shares: Shares) -> tuple[Phase, ...]:
     """The phases. The share of a question that has nothing to ask goes to "ranges"."""
-    numbers, levels = bins_per_column(facts)
     grain, bins, pairs = grained(facts), rebinned(facts), len(facts.columns) > 1 and shares.pairs > 0
-    spare = (0.0 if grain else shares.grain) + (0.0 if bins else shares.bins) + (0.0 if pairs else shares.pairs)
+    spare = (
+        (0.0 if grain else shares.grain) + (0.0 if bins else shares.bins) + (0.0 if pairs else shares.pairs)
+    )
     out = [
         Phase(
             name="ranges",
             purpose="where values lie: coarse histograms on the dictionary's own grid",
             kind="counts",
             share=shares.ranges + spare,
-            max_dim=sum(s if c not in grain else -(-(s - 1) // GROUP) + 1 for c, (_, s, _) in enumerate(facts.columns)),
+            max_dim=sum(
+                s if c not in grain else -(-(s - 1) // GROUP) + 1 for c, (_, s, _) in enumerate(facts.columns)
+            ),
         )
     ]
     if grain:
@@ -152,7 +159,9 @@ def measure(ask: Ask, *, grids: tuple[Grid, ...], facts: Facts, phases: tuple[Ph
     numbers, levels = bins_per_column(facts)
     grain, again = grained(facts), rebinned(facts)
     everyone = tuple(range(len(grids)))
-    maps = tuple(coarse_map(g) if c in grain else np.arange(g.size, dtype=np.int32) for c, g in enumerate(grids))
+    maps = tuple(
+        coarse_map(g) if c in grain else np.arange(g.size, dtype=np.int32) for c, g in enumerate(grids)
+    )
     coarse = _counts(ask, "ranges", everyone, maps)
     fine = _counts(ask, "grain", grain, tuple(np.arange(grids[c].size, dtype=np.int32) for c in grain))
     rough = total_mass(coarse.totals())
@@ -234,14 +243,12 @@ def _merged(column: int, coarse: _Counted, fine: _Counted) -> tuple[Floats, floa
     if column not in fine.parts:
         return rough, coarse.sigma, np.full(len(rough) - 1, coarse.sigma)
     cells, group_sd = merge_scales(fine.parts[column][:-1], fine.sigma, rough[:-1], coarse.sigma)
-    gone, _ = _both(
-        fine.parts[column][-1:], np.array([fine.sigma]), rough[-1:], np.array([coarse.sigma])
-    )
+    gone, _ = _both(fine.parts[column][-1:], np.array([fine.sigma]), rough[-1:], np.array([coarse.sigma]))
     return np.concatenate([cells, gone]), fine.sigma, group_sd
 
 
 def _both(first: Floats, first_sd: Floats, second: Floats, second_sd: Floats) -> tuple[Floats, Floats]:
-    """Two noised measures weighted by 1/variance, and the result's noise. The same measure twice is itself."""
+    """Two noised measures weighted by 1/variance, and their noise. The same measure twice is itself."""
     if second is first:
         return first, first_sd
     if not ((first_sd > 0).all() and (second_sd > 0).all()):
@@ -301,6 +308,6 @@ def shrink(gram: Floats, widths: list[int], sigma: float) -> Floats:
     starts = ends[:-1]
     energy = np.add.reduceat(np.add.reduceat(gram**2, starts, axis=0), starts, axis=1)
     count = np.outer(widths, widths)
-    noise = np.maximum(count - 2, 1) * sigma**2
+    noise = SHRINK * np.maximum(count - 2, 1) * sigma**2
     keep = np.maximum(1.0 - noise / np.maximum(energy, 1e-300), 0.0)
     return gram * np.repeat(np.repeat(keep, widths, axis=0), widths, axis=1)

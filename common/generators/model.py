@@ -19,7 +19,7 @@ from cohortium.common.generators.sampling import BLOCK, Allowed, bin_share, inve
 from cohortium.common.generators.threads import one_thread
 
 CONDITION_EXCESS = 4
-TOLERANCE = 0.7  # standard deviations of noise that herding does not follow
+TOLERANCE = 1.0  # standard deviations of noise that herding does not follow
 
 
 def moments_of(
@@ -174,9 +174,7 @@ def sample_bins(
     return out
 
 
-def common_arrays(
-    bins: tuple[Bins, ...], targets: Targets
-) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def common_arrays(bins: tuple[Bins, ...], targets: Targets) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Bins and targets as arrays named by column, and a header."""
     arrays: dict[str, NDArray[Any]] = {"gram": targets.gram}
     for c, b in enumerate(bins):

@@ -1,4 +1,4 @@
-"""From a model to rows: draw bins, herd, place values inside bins, decode. In blocks, reproducible by seed."""
+"""From a model to rows: draw, herd, place values inside bins, decode. In blocks, reproducible by seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One thread for torch and BLAS: sums then have one order, and a fit is the same whatever the machine's size."""
+"""One thread for torch and BLAS: sums have one order, and a fit is the same on machines of every size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
+
+_LIBRARIES = ThreadpoolController()  # looking for them takes a millisecond: once
 
 
 @contextmanager
@@ -14,7 +16,7 @@ def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(limits=1, user_api="blas"):
+        with _LIBRARIES.limit(limits=1, user_api="blas"):
             yield
     finally:
         torch.set_num_threads(before)

@@ -268,8 +268,8 @@ class RdpFilter:
             )
         self.epsilon, self.delta, self.hospitals = epsilon, delta, hospitals
         # Most room for a Gaussian, whose divergence is order * mu^2 / 2.
-        self.order = max(self.ORDERS, key=lambda order: self._room(order) / order)
-        self.room = self._room(self.order)
+        self.order = _best_order(epsilon, delta)
+        self.room = _room(epsilon, delta, self.order)
         self.spent = 0.0
         if self.room <= 0:
             raise UsageError(
@@ -277,11 +277,6 @@ class RdpFilter:
                 f"a cap of epsilon {epsilon:g} at delta {delta:g} leaves no room",
                 hint="raise the cap",
             )
-
-    def _room(self, order: int) -> float:
-        """Divergence that may be spent: Canonne, Kamath & Steinke 2020, proposition 12, solved for rho."""
-        penalty = math.log1p(-1 / order) - (math.log(self.delta) + math.log(order)) / (order - 1)
-        return self.epsilon - penalty
 
     def price(self, event: Event, count: int = 1) -> float:
         """Renyi divergence of `count` runs of an event at the filter's order."""
@@ -312,6 +307,17 @@ class RdpFilter:
                 hint="lower the study's epsilon; a cap is raised only by the officer, in the policy",
             )
         self.spent += price
+
+
+def _room(epsilon: float, delta: float, order: int) -> float:
+    """Divergence that may be spent: Canonne, Kamath & Steinke 2020, proposition 12, solved for rho."""
+    penalty = math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
+    return epsilon - penalty
+
+
+@lru_cache(maxsize=64)
+def _best_order(epsilon: float, delta: float) -> int:
+    return max(RdpFilter.ORDERS, key=lambda order: _room(epsilon, delta, order) / order)
 
 
 @lru_cache(maxsize=1024)

@@ -64,6 +64,7 @@ class Stage:
     steps: int = 1
 
     def __post_init__(self) -> None:
+        _check_types(self, text=("name", "purpose"), whole=("first", "repeats", "rate", "max_dim", "steps"))
         if self.repeats < 1 or self.steps < 1 or self.first < 0 or not 1 <= self.max_dim <= 8_000_000:
             raise ProtocolError("PLAN-STAGE", "a stage's repeats, steps, index or size are out of range")
         if self.kind not in ("counts", "moments", "gradient") or self.part not in ("train", "holdout"):
@@ -122,6 +123,16 @@ class Plan:
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
+        _check_types(
+            self, text=("study", "study_digest", "dictionary_digest", "generator", "unit"),
+            whole=("survivors", "colluders", "hospitals", "rows"),
+        )  # fmt: skip
+        if not (0 < self.epsilon < math.inf and 0 < self.delta < 1 and 0 <= self.holdout < 1):
+            raise ProtocolError("PLAN-VALUE", "a plan's epsilon, delta or holdout is out of range")
+        if self.hospitals < 1 or self.rows < 1:
+            raise ProtocolError("PLAN-VALUE", "a plan's hospitals or rows are out of range")
+        if not all(isinstance(site, str) for site in self.sites):
+            raise ProtocolError("PLAN-SITES", "a site's name is a text")
         if not self.sites or len(set(self.sites)) != len(self.sites) or tuple(sorted(self.sites)) != self.sites:
             raise ProtocolError("PLAN-SITES", "a plan names its sites, each once, sorted")
         if self.mode not in ("secure-sum", "local") or not self.stages:
@@ -131,6 +142,8 @@ class Plan:
             if stage.first != at:
                 raise ProtocolError("PLAN-STAGE", "the stages' indices leave a gap")
             at += stage.repeats
+        if len({stage.name for stage in self.stages}) != len(self.stages):
+            raise ProtocolError("PLAN-STAGE", "a plan names each stage once: releases are asked for by name")
         if self.mode == "secure-sum" and not (
             0 <= self.colluders < self.survivors <= len(self.sites)
             and 2 * self.survivors > len(self.sites) + self.colluders
@@ -225,6 +238,16 @@ class Plan:
             return cls.from_json(json.loads(text))
         except (ValueError, RecursionError):
             raise ProtocolError("PLAN-FORMAT", "the plan is not JSON") from None
+
+
+def _check_types(value: Stage | Plan, *, text: Sequence[str], whole: Sequence[str]) -> None:
+    """A plan comes from JSON that somebody else wrote: a text is a text and a whole number is one."""
+    for name in text:
+        if not isinstance(getattr(value, name), str):
+            raise ProtocolError("PLAN-FORMAT", f"{name} of a plan is a text")
+    for name in whole:
+        if type(getattr(value, name)) is not int:
+            raise ProtocolError("PLAN-FORMAT", f"{name} of a plan is a whole number")
 
 
 def compile_plan(

@@ -34,6 +34,8 @@ def canonical(value: Any) -> bytes:
 
 
 def _refuse_floats(value: Any) -> None:
+    if type(value) is str or type(value) is int:
+        return
     if isinstance(value, float):
         raise ProtocolError("MSG-FLOAT", "a signed message may not hold a float; write float.hex()")
     if isinstance(value, dict):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 
@@ -239,7 +239,7 @@ class SiteRound:
                 "version": _STATE_VERSION,
                 "params": self.params.to_fields(),
                 "site": self.site,
-                "memory": asdict(self._memory),
+                "memory": {name: getattr(self._memory, name) for name in _Memory.__slots__},
             }
         )
         return digest(body).encode("ascii") + b"\n" + body

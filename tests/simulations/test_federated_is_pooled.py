@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from small import small_table
 
 from cohortium.client.sources.base import read
 from cohortium.common.generators.base import Model
@@ -22,6 +23,7 @@ from cohortium.simulations.finish import finish
 from cohortium.simulations.pooled import PooledAsk, fit_pooled
 from cohortium.simulations.run import Request, prepare, run
 from cohortium.strategies.base import SiteSum
+from cohortium.strategies.local_noise import LocalNoise
 from cohortium.strategies.secure_sum import SecureSum
 
 Simulate = Callable[..., Path]
@@ -138,31 +140,41 @@ def test_the_fast_path_is_off_by_half_a_unit_per_site(
 
 
 @pytest.mark.parametrize("sites", [1, 3, 5])
-def test_seeded_noise_is_the_sum_of_the_sites_own(simulate: Simulate, tmp_path: Path, sites: int) -> None:
+def test_seeded_noise_is_the_sum_of_the_sites_own(
+    simulate: Simulate, monkeypatch: pytest.MonkeyPatch, sites: int
+) -> None:
     """`local` with a seed: the answer minus the pooled sum is noise of √K σ; the same seed gives it again."""
+    asked: dict[int, AnyQuery] = {}
+    really = LocalNoise.answer
+
+    def noted(self: LocalNoise, index: int, stage: Stage, query: AnyQuery, **rest: Any) -> SiteSum:
+        asked[index] = query
+        return really(self, index, stage, query, **rest)
+
+    monkeypatch.setattr(LocalNoise, "answer", noted)
     first = simulate(f"iid:{sites}", strategy="local")
     again = simulate(f"iid:{sites}", strategy="local")
     assert all((a == b).all() for a, b in zip(answers(first), answers(again), strict=True))
     assert arrays(RunFolder(root=first).model()) == arrays(RunFolder(root=again).model())
     assert csv(first) == csv(again)
     quiet = simulate(f"iid:{sites}", strategy="local", noise=False)
-    stage = RunFolder(root=first).plan().stages[0]
-    noise = (answers(first)[0] - answers(quiet)[0]) * 2.0**-19  # √6 columns: lattice 2^(1-20)
-    planned = stage.noise_multiplier * np.sqrt(6) * np.sqrt(sites)
-    # About 200 coordinates: the ratio of standard deviations is within 5 of its own, .05 each.
-    assert len(noise) > 150 and 0.75 < noise.std() / planned < 1.25
+    stage = RunFolder(root=first).plan().stages[1]  # the fine histograms: asked on the public grid
+    noise = (answers(first)[1] - answers(quiet)[1]) * asked[1].lattice
+    planned = stage.noise_multiplier * asked[1].sensitivity_l2 * np.sqrt(sites)
+    # Some 500 coordinates: the ratio's standard error is .032; 2/3 and 3/2 of the planned noise lie outside.
+    assert len(noise) > 400 and 0.84 < noise.std() / planned < 1.16
 
 
 @pytest.mark.slow
 def test_with_noise_the_scores_agree_within_the_seeds_spread(
-    tmp_path: Path, write_study: Callable[..., tuple[Path, Path]], write_table: Callable[..., pd.DataFrame]
+    tmp_path: Path, write_study: Callable[..., tuple[Path, Path]]
 ) -> None:
     """Five seeds of 5 hospitals and of the same patients in 10: same law, so the same scores up to the seed.
 
     The difference of two means of five has a standard error of s √(2/5); 4 of them is a false alarm of 1 in 250
     at 8 degrees of freedom. The reference, shuffled columns, lies far outside.
     """
-    study, table = write_study(table=write_table(300), survivors=5, epsilon=10.0, rows=400)
+    study, table = write_study(table=small_table(300), survivors=5, epsilon=10.0, rows=400)
     scores: dict[str, list[dict[str, float]]] = {}
     for split, survivors in (("iid:5", 5), ("iid:10", 10)):
         text = study.read_text()

@@ -1,0 +1,149 @@
+"""Approval: only what the coordinator signed and the officer signed, for this site and this run, counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hospital import RUN, key, plan, policy, proposal, schema, stage, ward
+
+from cohortium.client.approval import approve, load_approved, proposal_message, read_proposal
+from cohortium.common.errors import CohortiumError, ProtocolError, Refused
+from cohortium.common.privacy.plan import Plan
+from cohortium.common.protocol.messages import Message, seal
+from cohortium.strategies.base import COORDINATOR
+
+OFFICER = "officer of a"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    made = ward(tmp_path, plan(), approved=False)
+    made.close()
+    return made.directory("a")
+
+
+def load(site: Path, run: str = RUN) -> Any:
+    return load_approved(site, policy("a"), run)
+
+
+def refused(site: Path, run: str = RUN) -> str:
+    with pytest.raises(CohortiumError) as caught:
+        load(site, run)
+    return caught.value.code
+
+
+def test_an_approved_proposal_is_found_again(site: Path) -> None:
+    approve(site, proposal(plan()), key(OFFICER))
+    found = load(site)
+    assert (found.run, found.plan, found.schema) == (RUN, plan(), schema())
+    assert set(found.identities) == {"a"}
+
+
+def test_nothing_is_approved_without_the_officer(site: Path) -> None:
+    assert refused(site) == "GUARD-NOT-APPROVED"
+    approve(site, proposal(plan()), key("the coordinator's friend"))
+    assert refused(site) == "GUARD-NOT-APPROVED"
+
+
+@pytest.mark.parametrize("run", ["", "..", "../a", "a/b", "RUN-1", "run-2", "x" * 65, "run-1\n", "run_1"])
+def test_another_run_is_not_approved(site: Path, run: str) -> None:
+    approve(site, proposal(plan()), key(OFFICER))
+    assert refused(site, run) == "GUARD-NOT-APPROVED"
+
+
+def test_an_approval_fits_one_proposal_one_site_and_one_run(site: Path) -> None:
+    approve(site, proposal(plan()), key(OFFICER))
+    approve(site, proposal(plan(), run="run-2"), key(OFFICER))
+    first, second = site / "approved" / RUN, site / "approved" / "run-2"
+    other = proposal(plan(rows=11))
+
+    signature, envelope = (first / "approval.sig").read_bytes(), (first / "proposal.bin").read_bytes()
+    (first / "proposal.bin").write_bytes(other)
+    assert refused(site) == "GUARD-NOT-APPROVED"  # another plan under the old signature
+    (first / "proposal.bin").write_bytes((second / "proposal.bin").read_bytes())
+    (first / "approval.sig").write_bytes((second / "approval.sig").read_bytes())
+    assert refused(site) == "GUARD-NOT-APPROVED"  # a whole approval moved to another run
+    (first / "proposal.bin").write_bytes(envelope)
+    (first / "approval.sig").write_bytes(signature)
+    load(site)
+    with pytest.raises(ProtocolError, match="GUARD-NOT-APPROVED"):  # the same officer's word for another site
+        load_approved(site, policy("b"), RUN)
+    (first / "approval.sig").write_bytes(b"")
+    assert refused(site) == "GUARD-NOT-APPROVED"
+
+
+def test_a_flipped_bit_anywhere_is_refused(site: Path) -> None:
+    approve(site, proposal(plan()), key(OFFICER))
+    path = site / "approved" / RUN / "proposal.bin"
+    good = path.read_bytes()
+    for at in range(0, len(good), max(1, len(good) // 60)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        assert refused(site) in ("MSG-SIGNATURE", "GUARD-NOT-APPROVED")
+
+
+def message(agreed: Plan, **change: Any) -> Message:
+    identities = {s: key(s).public_key().public_bytes_raw().hex() for s in agreed.sites}
+    made = proposal_message(run=RUN, plan=agreed, identities=identities, schema=schema())
+    fields = {**made.fields, **change.pop("fields", {})}
+    return Message(
+        kind=change.get("kind", made.kind),
+        sender=COORDINATOR,
+        fields=fields,
+        blobs=change.get("blobs", made.blobs),
+    )
+
+
+def other_dictionary() -> bytes:
+    return json.dumps(schema().without(["age"]).to_dict()).encode()
+
+
+BAD: dict[str, tuple[str, dict[str, Any]]] = {
+    "another kind": ("PROPOSAL-FORM", {"kind": "run.hello"}),
+    "a run that is a path": ("PROPOSAL-FORM", {"fields": {"run": "../../etc"}}),
+    "a run that is a number": ("PROPOSAL-FORM", {"fields": {"run": 7}}),
+    "no plan": ("PLAN-FORMAT", {"fields": {"plan": {}}}),
+    "no dictionary": ("PROPOSAL-FORM", {"blobs": {}}),
+    "no JSON": ("PROPOSAL-FORM", {"blobs": {"dictionary": b"{"}}),
+    "another dictionary": ("PROPOSAL-DICTIONARY", {"blobs": {"dictionary": other_dictionary()}}),
+    "other sites' keys": ("PROPOSAL-SITES", {"fields": {"identities": {"b": "00" * 32}}}),
+    "keys that are none": ("PROPOSAL-FORM", {"fields": {"identities": {"a": "xyz"}}}),
+    "keys that are a list": ("PROPOSAL-FORM", {"fields": {"identities": ["a"]}}),
+}
+
+
+@pytest.mark.parametrize("why", BAD)
+def test_a_proposal_that_does_not_fit_together_is_refused(why: str, site: Path) -> None:
+    code, change = BAD[why]
+    with pytest.raises(CohortiumError) as caught:
+        approve(site, seal(message(plan(), **change), key(COORDINATOR)), key(OFFICER))
+    assert caught.value.code == code
+    assert not (site / "approved").exists()
+
+
+def test_only_this_coordinators_proposals_are_read(site: Path) -> None:
+    with pytest.raises(ProtocolError, match="MSG-SIGNATURE"):
+        approve(site, proposal(plan(), signer="somebody"), key(OFFICER))
+    with pytest.raises(ProtocolError, match="MSG-SENDER"):
+        envelope = seal(Message(kind="study.proposal", sender="a"), key(COORDINATOR))
+        read_proposal(envelope, key(COORDINATOR).public_key())
+
+
+def test_a_plan_that_the_policy_forbids_is_not_approved(site: Path) -> None:
+    with pytest.raises(Refused, match="POLICY-GENERATOR"):
+        approve(site, proposal(plan(generator="joined")), key(OFFICER))
+    with pytest.raises(Refused, match="POLICY-SITE"):
+        approve(site, proposal(plan(("b",))), key(OFFICER))
+    assert not (site / "approved").exists()
+
+
+def test_a_plan_that_costs_more_than_it_states_is_not_approved(site: Path) -> None:
+    """The officer reads an epsilon; the guard would answer the stages."""
+    loud = [stage("one", "counts", 0, noise_multiplier=1.0)]
+    honest = plan(stages=loud)
+    assert honest.price() < 8
+    approve(site, proposal(honest), key(OFFICER))
+    with pytest.raises(Refused, match="PROPOSAL-PRICE"):
+        approve(site, proposal(plan(stages=loud, epsilon=1.0), run="run-2"), key(OFFICER))

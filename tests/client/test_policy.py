@@ -1,0 +1,109 @@
+"""site.toml: what the officer wrote is what holds, nothing has a lax default, and what is not allowed is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hospital import plan, policy, stage
+
+from cohortium.client.policy import Policy, Rehearsal
+from cohortium.common.errors import Refused, UsageError
+
+SETTINGS = (
+    "lifetime_epsilon", "lifetime_delta", "minimum_sites", "minimum_patients", "generators", "strategies", "evaluation",
+    "name", "coordinator_key", "table",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("rehearsal", [None, Rehearsal(), Rehearsal(seed=3), Rehearsal(seed=3, noise=False)])
+def test_a_policy_survives_its_file(rehearsal: Rehearsal | None, tmp_path: Path) -> None:
+    made = policy('A "quoted" \\ ward: Zürich', rehearsal=rehearsal, lifetime_delta=1e-7, minimum_patients=50)
+    made.save(tmp_path / "site.toml")
+    assert Policy.load(tmp_path / "site.toml") == made
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_no_setting_has_a_default(setting: str, tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    policy("a").save(path)
+    lines = path.read_text().splitlines()
+    assert sum(line.startswith(setting + " =") for line in lines) == 1
+    path.write_text("\n".join(line for line in lines if not line.startswith(setting + " =")))
+    with pytest.raises(UsageError) as caught:
+        Policy.load(path)
+    assert caught.value.code == "SITE-KEY" and setting in caught.value.sentence
+
+
+BAD = {
+    "lifetime_epsilon": ["0.0", "-1.0", "nan", "inf", '"x"', "[]"],
+    "lifetime_delta": ["0.0", "0.01", "1.0", "nan"],
+    "minimum_sites": ["0", "-1", "1.5", "true", '"3"'],
+    "minimum_patients": ["-1", "2.5", "true"],
+    "generators": ['"mixture"', "[1]", "3"],
+    "strategies": ['"local"', "[true]"],
+    "evaluation": ['"false"', "0", "[]"],
+    "coordinator_key": ['"ab"', "5"],
+}
+
+
+@pytest.mark.parametrize(("setting", "value"), [(s, v) for s, values in BAD.items() for v in values])
+def test_a_setting_of_another_type_or_range_is_refused(setting: str, value: str, tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    policy("a").save(path)
+    lines = [
+        f"{setting} = {value}" if x.startswith(setting + " =") else x for x in path.read_text().splitlines()
+    ]
+    path.write_text("\n".join(lines))
+    with pytest.raises(UsageError) as caught:
+        Policy.load(path)
+    assert caught.value.code in ("SITE-TOML", "SITE-CAP", "SITE-POLICY")
+
+
+def test_a_missing_or_broken_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="SITE-MISSING"):
+        Policy.load(tmp_path / "site.toml")
+    (tmp_path / "site.toml").write_text("[site")
+    with pytest.raises(UsageError, match="SITE-TOML"):
+        Policy.load(tmp_path / "site.toml")
+
+
+def test_a_cap_must_be_one() -> None:
+    for epsilon, delta in ((0.0, 1e-6), (math.inf, 1e-6), (math.nan, 1e-6), (1.0, 0.0), (1.0, 1e-3)):
+        with pytest.raises(UsageError, match="SITE-CAP"):
+            policy("a", lifetime_epsilon=epsilon, lifetime_delta=delta)
+
+
+SILENT = [stage("one", "counts", 0, noise_multiplier=0.0)]
+HELD = [stage("one", "counts", 0), stage("two", "counts", 1, part="holdout")]
+CASES: dict[str, tuple[dict[str, Any], Any]] = {
+    "POLICY-SITE": ({}, plan(("b",))),
+    "POLICY-SITES": ({"minimum_sites": 2}, plan()),
+    "POLICY-GENERATOR": ({"generators": ("joined",)}, plan()),
+    "POLICY-STRATEGY": ({"strategies": ("secure-sum",)}, plan()),
+    "POLICY-EVALUATION": ({"evaluation": False}, plan(stages=HELD)),
+    "POLICY-NOISE": ({}, plan(stages=SILENT)),
+    "POLICY-DELTA": ({"lifetime_delta": 1e-7}, plan()),
+}
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_a_plan_that_is_not_allowed_is_refused(code: str) -> None:
+    options, agreed = CASES[code]
+    with pytest.raises(Refused) as caught:
+        policy("a", **options).check(agreed)
+    assert caught.value.code == code and caught.value.hint
+
+
+def test_a_plan_that_is_allowed_passes() -> None:
+    policy("a").check(plan())
+    policy("a").check(plan(stages=HELD))
+
+
+def test_only_a_rehearsal_without_noise_may_switch_noise_off() -> None:
+    policy("a", rehearsal=Rehearsal(noise=False)).check(plan(stages=SILENT))
+    for rehearsal in (None, Rehearsal(), Rehearsal(seed=1)):
+        with pytest.raises(Refused, match="POLICY-NOISE"):
+            policy("a", rehearsal=rehearsal).check(plan(stages=SILENT))

@@ -1,0 +1,161 @@
+"""Sampling: conditions that rows keep, classes that balance, files of one content, the dictionary's types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from small import make_quick, small_study
+
+from cohortium.common.errors import UsageError
+from cohortium.server import sampling
+from cohortium.server.runs import RunFolder
+from cohortium.server.sampling import parse_where, write_rows
+from cohortium.simulations.run import Request, prepare, run
+
+NAMES = ["sex", "age", "dose", "seen", "smoker", "grade"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """One fitted model for all tests of this file."""
+    home = tmp_path_factory.mktemp("sampling")
+    with pytest.MonkeyPatch.context() as patch:
+        make_quick(patch.setattr)
+        study, table = small_study(home / "study")
+        prepare(Request(study=study, table=table, split="iid:3", out=home / "out", seed=1))
+        run(home / "out")
+    return RunFolder(root=home / "out")
+
+
+def sample(
+    folder: RunFolder, tmp_path: Path, rows: int = 300, *, seed: int = 0, where: str | None = None,
+    balance: str | None = None, name: str = "rows.parquet",
+) -> pd.DataFrame:  # fmt: skip
+    path = tmp_path / name
+    write_rows(folder, rows, [path], seed=seed, where=parse_where(where, folder), balance=balance)
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+
+
+CONDITIONS: list[tuple[str, Callable[[pd.DataFrame], "pd.Series[bool]"]]] = [
+    ("sex=F", lambda t: t.sex == "F"),
+    ("sex!=F", lambda t: t.sex == "M"),
+    ('sex="F"', lambda t: t.sex == "F"),
+    ("age<40", lambda t: t.age < 40),
+    ("age<=40", lambda t: t.age <= 40),
+    ("age>61", lambda t: t.age > 61),
+    ("age>=61", lambda t: t.age >= 61),
+    ("age=50", lambda t: t.age == 50),
+    ("age>=41 and age<44", lambda t: t.age.between(41, 43)),
+    ("dose>=2.5 and dose<4", lambda t: t.dose.between(2.5, 3.5)),
+    ("dose>7", lambda t: t.dose > 7),
+    ("seen>=2020-07-01", lambda t: pd.to_datetime(t.seen) >= pd.Timestamp("2020-07-01")),
+    ("seen<2020-02-01", lambda t: pd.to_datetime(t.seen) < pd.Timestamp("2020-02-01")),
+    ("seen=2020-02-29", lambda t: pd.to_datetime(t.seen) == pd.Timestamp("2020-02-29")),
+    ("smoker=true", lambda t: t.smoker == True),  # noqa: E712
+    ("smoker=0", lambda t: t.smoker == False),  # noqa: E712
+    ("grade=2", lambda t: t.grade == 2),
+    ("grade!=2", lambda t: t.grade.isin([1, 3])),
+    ("sex=M AND age>=30 and smoker=true", lambda t: (t.sex == "M") & (t.age >= 30) & (t.smoker == True)),  # noqa: E712
+]
+
+
+@pytest.mark.parametrize(("where", "true"), CONDITIONS, ids=[where for where, _ in CONDITIONS])
+def test_rows_keep_the_condition(
+    folder: RunFolder, tmp_path: Path, where: str, true: Callable[[pd.DataFrame], "pd.Series[bool]"]
+) -> None:
+    rows = sample(folder, tmp_path, where=where)
+    assert len(rows) == 300
+    assert true(rows).fillna(False).all(), rows[~true(rows).fillna(False)].head()
+
+
+@pytest.mark.parametrize(
+    ("where", "code"),
+    [
+        ("height>3", "WHERE-COLUMN"), ("sex", "WHERE-FORM"), ("sex=X", "WHERE-VALUE"), ("sex<F", "WHERE-SIGN"),
+        ("age=old", "WHERE-VALUE"), ("age!=3", "WHERE-VALUE"), ("sex=F and sex=M", "WHERE-EMPTY"),
+        ("age>50 and age<40", "WHERE-EMPTY"), ("age>99", "WHERE-EMPTY"), ("id=p0001", "WHERE-COLUMN"),
+        ("age>=1e400", "WHERE"), ("seen>2021-13-45", "WHERE-VALUE"), ("=", "WHERE-FORM"), ("age>", "WHERE-FORM"),
+    ],
+)  # fmt: skip
+def test_a_condition_that_cannot_be_kept_is_refused(folder: RunFolder, tmp_path: Path, where: str, code: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        sample(folder, tmp_path, where=where)
+    assert caught.value.code.startswith(code)
+    assert not list(tmp_path.iterdir()), "nothing half-written stays"
+
+
+@pytest.mark.parametrize(("column", "levels"), [("sex", 2), ("smoker", 2), ("grade", 3)])
+def test_balanced_classes(folder: RunFolder, tmp_path: Path, column: str, levels: int) -> None:
+    rows = sample(folder, tmp_path, 302, balance=column)
+    counts = rows[column].value_counts()
+    assert len(counts) == levels and counts.sum() == 302 and counts.max() - counts.min() <= 1
+    assert not rows[column].isna().any()
+    narrowed = sample(folder, tmp_path, 100, balance=column, where="age>=50")
+    assert (narrowed.age >= 50).all() and narrowed[column].value_counts().max() <= 100 // levels + 1
+
+
+def test_a_column_that_cannot_balance_is_refused(folder: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="BALANCE-COLUMN"):
+        sample(folder, tmp_path, balance="height")
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.csv"])
+def test_the_seed_decides(folder: RunFolder, tmp_path: Path, name: str) -> None:
+    files = []
+    for number, seed in enumerate((1, 1, 2)):
+        sample(folder, tmp_path, seed=seed, name=f"{number}-{name}")
+        files.append((tmp_path / f"{number}-{name}").read_bytes())
+    assert files[0] == files[1] != files[2]
+
+
+def test_both_files_hold_the_same_rows_in_the_dictionarys_types(folder: RunFolder, tmp_path: Path) -> None:
+    outs = [tmp_path / "a.parquet", tmp_path / "deep" / "b.csv"]
+    assert write_rows(folder, 500, outs, seed=4) == 500
+    parquet, csv = pd.read_parquet(outs[0]), pd.read_csv(outs[1], keep_default_na=False, dtype=str)
+    assert list(parquet.columns) == list(csv.columns) == NAMES
+    assert pd.api.types.is_integer_dtype(parquet.age.dtype) and pd.api.types.is_integer_dtype(parquet.grade.dtype)
+    assert pd.api.types.is_float_dtype(parquet.dose.dtype) and pd.api.types.is_bool_dtype(parquet.smoker.dtype)
+    assert parquet.sex.dropna().isin(["F", "M"]).all() and parquet.grade.dropna().isin([1, 2, 3]).all()
+    assert parquet.age.between(0, 99).all() and not parquet.age.isna().any()  # required
+    assert parquet.dose.dropna().between(0, 10).all() and (parquet.dose.dropna() * 2 % 1 == 0).all()
+    days = pd.to_datetime(parquet.seen.dropna())
+    assert days.between("2020-01-01", "2020-12-31").all()
+    assert parquet.dose.isna().any(), "a fifth of the doses is missing"
+    for name in NAMES:
+        for there, text in zip(parquet[name], csv[name], strict=True):
+            if pd.isna(there):
+                assert text == ""
+            elif isinstance(there, bool | np.bool_):
+                assert text == ("true" if there else "false")
+            elif name in ("age", "grade"):
+                assert text == str(int(there))
+            elif name == "dose":
+                assert float(text) == there
+            else:
+                assert text[:10] == str(there)[:10]
+
+
+def test_blocks_of_any_size_give_whole_files(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows go to disk block by block: a file of several blocks has all of them, one header and one schema."""
+    monkeypatch.setattr(sampling, "BLOCK_ROWS", 64)
+    seen: list[int] = []
+    write_rows(folder, 200, [tmp_path / "a.parquet", tmp_path / "a.csv"], seed=4, progress=seen.append)
+    assert seen == [64, 128, 192, 200]
+    assert pq.ParquetFile(tmp_path / "a.parquet").metadata.num_row_groups == 4
+    assert len(pd.read_parquet(tmp_path / "a.parquet")) == len(pd.read_csv(tmp_path / "a.csv")) == 200
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_single_row_and_a_file_of_another_kind(folder: RunFolder, tmp_path: Path) -> None:
+    assert len(sample(folder, tmp_path, 1)) == 1
+    with pytest.raises(UsageError, match="SAMPLE-FILE"):
+        write_rows(folder, 5, [tmp_path / "rows.xlsx"], seed=0)
+    with pytest.raises(UsageError, match="SAMPLE-ROWS"):
+        write_rows(folder, 0, [tmp_path / "rows.csv"], seed=0)
