@@ -33,14 +33,17 @@ class Proposal:
     plan: Plan
     identities: dict[str, Ed25519PublicKey]
     schema: Schema
+    exclude: tuple[str, ...]  # columns that a table may have and the study leaves out
     envelope: bytes
 
 
-def proposal_message(*, run: str, plan: Plan, identities: dict[str, str], schema: Schema) -> Message:
+def proposal_message(
+    *, run: str, plan: Plan, identities: dict[str, str], schema: Schema, exclude: tuple[str, ...] = ()
+) -> Message:
     """The proposal before it is sealed. identities: site -> hex of its Ed25519 key."""
     return Message(
         kind="study.proposal", sender=COORDINATOR,
-        fields={"run": run, "plan": plan.to_json(), "identities": identities},
+        fields={"run": run, "plan": plan.to_json(), "identities": identities, "exclude": list(exclude)},
         blobs={"dictionary": json.dumps(schema.to_dict(), sort_keys=True).encode()},
     )  # fmt: skip
 
@@ -53,6 +56,7 @@ def read_proposal(envelope: bytes, coordinator: Ed25519PublicKey) -> Proposal:
     try:
         run, plan = message.fields["run"], Plan.from_json(message.fields["plan"])
         schema = Schema.from_dict(json.loads(message.blobs["dictionary"]))
+        exclude = tuple(str(name) for name in message.fields["exclude"])
         identities = {s: public_from_raw(bytes.fromhex(k)) for s, k in message.fields["identities"].items()}
     except (KeyError, ValueError, TypeError, AttributeError):
         raise ProtocolError("PROPOSAL-FORM", "the proposal cannot be read") from None
@@ -62,7 +66,7 @@ def read_proposal(envelope: bytes, coordinator: Ed25519PublicKey) -> Proposal:
         raise ProtocolError("PROPOSAL-DICTIONARY", "the dictionary is not the one that the plan names")
     if set(identities) != set(plan.sites):
         raise ProtocolError("PROPOSAL-SITES", "the proposal's keys are not those of the plan's sites")
-    return Proposal(run=run, plan=plan, identities=identities, schema=schema, envelope=envelope)
+    return Proposal(run=run, plan=plan, identities=identities, schema=schema, exclude=exclude, envelope=envelope)
 
 
 def approve(site: Path, envelope: bytes, officer: Ed25519PrivateKey) -> Proposal:

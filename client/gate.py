@@ -28,7 +28,7 @@ from cohortium.common.queries import AnyQuery, Gradient
 
 OUTBOUND: dict[str, frozenset[str]] = {
     # kind: exactly these fields. Only the two kinds of CARRIES_RECORDS hold numbers made from records.
-    "site.hello": frozenset({"run", "plan", "lines", "channel"}),
+    "site.hello": frozenset({"run", "plan", "lines", "channel", "checkpoint"}),
     "sum.prepared": frozenset({"context", "announced"}),
     "sum.masked": frozenset({"context", "roster"}),
     "sum.vote": frozenset({"context", "ballot", "signature"}),

@@ -37,6 +37,7 @@ from cohortium.common.privacy.entropy import (
     SystemEntropy,
     patient_uniforms,
 )
+from cohortium.common.privacy.chain import REHEARSAL
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.release import Released, release
 from cohortium.common.protocol.channels import ChannelKeys, Directory, open_channel
@@ -137,8 +138,18 @@ class Guard:
             channel = public.to_message().fields
         # The table is read and checked now: a hospital that cannot take part says so before anything is charged.
         self._load(proposal)
-        fields = {"run": proposal.run, "plan": proposal.plan.digest, "lines": self._lines(message), "channel": channel}
+        if self._policy.rehearsal is not None and not self._rehearsal_noted(proposal.run):
+            # Signed by the site before anything is asked: nobody can later call this run private.
+            self._ledger_().note(REHEARSAL, run=proposal.run)
+        fields = {
+            "run": proposal.run, "plan": proposal.plan.digest, "lines": self._lines(message), "channel": channel,
+            "checkpoint": self._ledger_().checkpoint(),
+        }  # fmt: skip
         return self._gate().send(Message(kind="site.hello", sender=self.site, fields=fields))
+
+    def _rehearsal_noted(self, run: str) -> bool:
+        notes = self._ledger_().book.notes
+        return any(note["about"] == REHEARSAL and note["fields"].get("run") == run for note in notes)
 
     def _prepare(self, proposal: Proposal, message: Message) -> bytes:
         if "channels" in message.fields:
@@ -263,7 +274,7 @@ class Guard:
             names = self._directory / ROW_NAMES
             if names.exists():  # a simulated site: rows keep the names they have in the whole table
                 table.index = np.load(names, allow_pickle=False)
-            records = checked_records(proposal.schema, table, unit=plan.unit, where=self._policy.table)
+            records = checked_records(proposal.schema, table, unit=plan.unit, where=self._policy.table, exclude=proposal.exclude)
             if records.patients < self._policy.minimum_patients:
                 raise Refused("POLICY-PATIENTS", "fewer patients than the policy's minimum_patients")
             held = held_out(records, study=plan.study, share=plan.holdout)

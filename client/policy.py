@@ -1,7 +1,7 @@
 """site.toml: where a hospital's data is, and what its officer lets happen to it. Nothing here has a lax default.
 
 [site]    name, coordinator_key (hex of the coordinator's Ed25519 key)
-[data]    table (a Parquet or CSV file, relative to site.toml), label (names the source in the lifetime cap)
+[data]    table (a Parquet or CSV file, relative to site.toml)
 [policy]  lifetime_epsilon, lifetime_delta, minimum_sites, minimum_patients, generators, strategies, evaluation
 [rehearsal]  seed, noise: only in simulations; a guard with it never claims privacy
 """

@@ -262,6 +262,29 @@ class NumberGrid(Grid):
             a, b = self.edges[cell], self.edges[cell + 1]
             j = np.minimum(a + np.floor(u * (b - a)).astype(np.int64), b - 1)
             x = np.clip(self._origin + (j + self._first) * self.step, self.low, self.high)
+        return self._typed(x, gone)
+
+    def decode_between(self, codes: Codes, u: Floats, wanted: tuple[object, object]) -> pd.Series:
+        """Like decode, but only values between the bounds: a cell at a condition's edge holds others too."""
+        series = self.decode(codes, u)
+        low = -math.inf if wanted[0] is None else self._bound(wanted[0])
+        high = math.inf if wanted[1] is None else self._bound(wanted[1])
+        gone = codes == self.missing
+        x = self.numbers(series).copy()
+        outside = np.flatnonzero(~gone & ~((x >= low - 1e-9 * self.step) & (x <= high + 1e-9 * self.step)))
+        if not len(outside):
+            return series
+        cell = codes[outside]
+        first, last = self.edges[cell], self.edges[cell + 1] - 1
+        if math.isfinite(low):
+            first = np.maximum(first, math.ceil((low - self._origin) / self.step - self._first - 1e-9))
+        if math.isfinite(high):
+            last = np.minimum(last, math.floor((high - self._origin) / self.step - self._first + 1e-9))
+        j = first + np.floor(u[outside] * np.maximum(last - first + 1, 1)).astype(np.int64)
+        x[outside] = np.clip(self._origin + (j + self._first) * self.step, self.low, self.high)
+        return self._typed(np.where(gone, self.low, x), gone)
+
+    def _typed(self, x: Floats, gone: NDArray[np.bool_]) -> pd.Series:
         if self.kind in ("integer", "year"):
             return pd.Series(pd.array(np.rint(x).astype(np.int64), dtype="Int64")).mask(pd.Series(gone))
         if self.kind == "date":

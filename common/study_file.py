@@ -119,7 +119,7 @@ def _privacy(file: TomlFile) -> Privacy:
     unit = part.text("unit", example='unit = "patient_id"    # the column that names the patient, or "row"')
     part.choice("adjacency", ("add-remove",))
     hospitals = part.whole(
-        "hospitals_per_patient", least=1, most=MOST_SITES, example="hospitals_per_patient = 1"
+        "hospitals_per_patient", least=1, most=20, example="hospitals_per_patient = 1"
     )
     return Privacy(
         epsilon=epsilon,
@@ -144,7 +144,7 @@ def _strategy(file: TomlFile) -> StrategySpec:
         return StrategySpec(
             name=name,
             rounds=rounds,
-            local_steps=part.whole_or_none("local_steps", least=1, most=10_000) or 1,
+            local_steps=part.whole_or_none("local_steps", least=1, most=1000) or 1,
             server_step=part.choice("server_step", SERVER_STEPS) if part.has("server_step") else "average",
             fedprox_mu=part.number("fedprox_mu", least=0.0, most=1e6) if part.has("fedprox_mu") else 0.0,
         )
@@ -168,6 +168,11 @@ def _evaluation(file: TomlFile, privacy: Privacy) -> Evaluation | None:
             "epsilon", "the evaluation may not cost more than the study", f"epsilon = {privacy.epsilon:g}"
         )
     holdout = part.number("holdout", above=0.0, most=0.5, example="holdout = 0.2")
+    if privacy.unit == "row":
+        # A row has no name of its own: removing one would move others between training and held out.
+        raise part.error(
+            "holdout", "patients can be held out only where a column names them", 'in [privacy]: unit = "patient_id"'
+        )
     return Evaluation(epsilon=epsilon, holdout=holdout)
 
 

@@ -26,12 +26,13 @@ from cohortium.common.errors import CheckFailed, CohortiumError, UsageError
 from cohortium.common.privacy import chain
 from cohortium.common.privacy.accountant import prices
 from cohortium.common.privacy.budget import Event, Statement
-from cohortium.common.privacy.chain import Book, Entry, Line
+from cohortium.common.privacy.chain import REHEARSAL, Book, Entry, Line
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.protocol.messages import canonical
 
 FORMAT = "cohortium-manifest/1"
+REHEARSED = "NOT PRIVATE: a rehearsal, whose noise is off or can be computed from its seed. With fresh noise it would be: "
 PUBLISHED = "published"
 """The study ledger's note that names what was published: fields {"run": ..., "files": {name: SHA-256}}."""
 COORDINATOR = "coordinator"
@@ -92,7 +93,7 @@ def audit(directory: Path) -> AuditReport:
         _check_events(report, plan, run, books)
         _check_agreement(report, plan, run, books)
         _recompute(report, plan, run, books)
-    _check_claims(report, directory, plan, books)
+    _check_claims(report, directory, plan, str(manifest.get("run", "")), books)
     _check_files(report, directory, str(manifest.get("run", "")), books)
     return report
 
@@ -239,6 +240,7 @@ def spent_prices(plan: Plan, run: str, books: Sequence[Book]) -> list[dict[str, 
 def claims(plan: Plan, run: str, ledgers: Mapping[str, tuple[Book, str]]) -> dict[str, Any]:
     """The sections `privacy` and `ledgers` of result.json. ledgers: owner -> (book, head hash)."""
     rows = spent_prices(plan, run, [book for book, _ in ledgers.values()])
+    rehearsal = rehearsed(run, [book for book, _ in ledgers.values()])
     statement = Statement(
         epsilon=_epsilon(rows, "add-remove", plan.hospitals), delta=plan.delta, unit=plan.unit,
         adjacency="add-remove", mode=plan.mode, hospitals=plan.hospitals,
@@ -248,10 +250,16 @@ def claims(plan: Plan, run: str, ledgers: Mapping[str, tuple[Book, str]]) -> dic
             "delta": plan.delta,
             "prices": rows,
             "statement": statement.to_json(),
-            "sentence": statement.sentence(),
+            "rehearsal": rehearsal,
+            "sentence": (REHEARSED if rehearsal else "") + statement.sentence(),
         },
         "ledgers": {owner: {"size": book.size, "hash": head} for owner, (book, head) in ledgers.items()},
     }
+
+
+def rehearsed(run: str, books: Sequence[Book]) -> bool:
+    """Whether any ledger says that the run's noise was off or came from a seed."""
+    return any(n["about"] == REHEARSAL and n["fields"].get("run") == run for book in books for n in book.notes)
 
 
 def _grouped(events: list[tuple[Event, int]]) -> list[tuple[Event, int]]:
@@ -262,7 +270,7 @@ def _grouped(events: list[tuple[Event, int]]) -> list[tuple[Event, int]]:
 
 
 def _check_claims(
-    report: AuditReport, directory: Path, plan: Plan | None, books: dict[str, tuple[Book, str]]
+    report: AuditReport, directory: Path, plan: Plan | None, run: str, books: dict[str, tuple[Book, str]]
 ) -> None:
     """result.json says nothing about privacy or ledgers that the ledgers do not show."""
     result = _read_json(directory / "result.json")
@@ -273,7 +281,7 @@ def _check_claims(
     if not isinstance(privacy, dict) or plan is None or not report.epsilons:
         report.add("claimed ε", False, "there is no claim, or nothing to hold it against")
     else:
-        wrong = _wrong_prices(report, plan, privacy)
+        wrong = _wrong_prices(report, plan, privacy, rehearsal=rehearsed(run, [book for book, _ in books.values()]))
         report.add(
             "claimed ε", not wrong, wrong or "every epsilon and the statement are what the ledgers give"
         )
@@ -305,7 +313,7 @@ def _check_files(report: AuditReport, directory: Path, run: str, books: dict[str
         report.add(f"file {name}", same, f"SHA-256 {found[:16]}…, {'as' if same else 'not as'} recorded")
 
 
-def _wrong_prices(report: AuditReport, plan: Plan, privacy: dict[str, Any]) -> str:
+def _wrong_prices(report: AuditReport, plan: Plan, privacy: dict[str, Any], *, rehearsal: bool) -> str:
     """The first claim that is wrong, or ""."""
     try:
         claims = {(row["relation"], row["hospitals"]): _number(row["epsilon"]) for row in privacy["prices"]}
@@ -321,6 +329,9 @@ def _wrong_prices(report: AuditReport, plan: Plan, privacy: dict[str, Any]) -> s
     spent = _epsilon(report.epsilons, "add-remove", plan.hospitals)
     expected = (plan.delta, plan.unit, "add-remove", plan.mode, plan.hospitals)
     said = (statement.delta, statement.unit, statement.adjacency, statement.mode, statement.hospitals)
+    sentence = (REHEARSED if rehearsal else "") + statement.sentence()
+    if privacy.get("rehearsal") is not rehearsal or privacy.get("sentence") != sentence:
+        return "the sentence is not that of the statement, or a rehearsal is not called one"
     if said != expected or delta != plan.delta or not _close(statement.epsilon, spent):
         return "the statement is not that of the plan and the ledgers"
     return ""

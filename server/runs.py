@@ -132,6 +132,13 @@ def drive(
             for site in present
         }
         answered = session.exchange(hellos, "hello")
+        for site in list(answered):
+            # A ledger that was rolled back or forked: its site takes no part, or a release could be drawn twice.
+            try:
+                mirror.confirm(site, str(answered[site].fields["checkpoint"]))
+            except CheckFailed as error:
+                session.refusals[site] = error.code
+                del answered[site]
         events.say("hello", sites=sorted(answered), refused=session.refusals)
         if len(answered) < quorum:
             codes = ", ".join(f"{s}: {c}" for s, c in sorted(session.refusals.items())) or "no answer"

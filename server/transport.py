@@ -115,7 +115,7 @@ class GridCourier:
                 "GRID-TOO-FEW-SITES",
                 f"{len(found)} of {len(names)} sites answered within {timeout_s:g} s",
                 where=tuple(sorted(names - set(found))),
-                hint="start the missing sites' SuperNodes, then `cohortium resume`",
+                hint="start the missing sites' SuperNodes, then `cohortium simulate --resume`",
             )
         return self.sites
 
@@ -208,7 +208,7 @@ class GridCourier:
             replies = list(self._grid.pull_messages(list(waiting)))
         except Exception as error:
             raise PeerUnreachable(
-                "GRID-DOWN", "the SuperLink does not answer", hint="start it, then `cohortium resume`"
+                "GRID-DOWN", "the SuperLink does not answer", hint="start it, then `cohortium simulate --resume`"
             ) from error
         for message in replies:
             to = message.metadata.reply_to_message_id

@@ -94,8 +94,10 @@ def simulate(
         from cohortium.simulations.run import Request
 
         if resume is not None:
-            if study is not None or table is not None:
-                raise UsageError("SIMULATE-RESUME", "--resume takes study and table from its folder", hint="drop them")
+            if study is not None or table is not None or seed is not None or no_noise:
+                raise UsageError(
+                    "SIMULATE-RESUME", "--resume takes study, table, seed and noise from its folder", hint="drop them"
+                )
             _simulate(None, resume, engine=engine, as_json=as_json)
             return
         if study is None or table is None:

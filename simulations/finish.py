@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cohortium.common.evaluation.base import (
     BudgetFacts,
@@ -50,6 +52,10 @@ REHEARSAL = (
 )
 NOISELESS = "Noise is switched off: there is no privacy at all. For tests only."
 
+SCORED_ROWS = 100_000
+"""Real rows and synthetic rows that the report scores at most: more would cost minutes and gigabytes, and move no
+figure by more than its interval."""
+
 Progress = Callable[[str], None]
 
 
@@ -60,11 +66,16 @@ def finish(out: Path, *, progress: Progress = lambda _: None, score: bool = True
     study, plan, facts = folder.study(), folder.plan(), folder.facts()
     progress("sampling the synthetic table")
     write_rows(folder, plan.rows, [out / "synthetic.parquet", out / "synthetic.csv"], seed=int(facts["seed"]))
-    synthetic = pd.read_parquet(out / "synthetic.parquet")
     scores: Scores | None = None
+    scored = "all rows"
     if score:
         progress("scoring against the simulated hospitals' real rows")
-        real = real_side(out)
+        real = real_side(out, most_rows=SCORED_ROWS)
+        synthetic = _first_rows(out / "synthetic.parquet", SCORED_ROWS)
+        if real.share < 1.0 or plan.rows > len(synthetic):
+            scored = (
+                f"{len(synthetic):,} of {plan.rows:,} synthetic rows against a random {real.share:.1%} of the patients"
+            )
         scores = exact_scores(
             schema=study.schema, train=real.train, test=real.test, synthetic=synthetic, target=study.target,
             unit=plan.unit, seed=int(facts["seed"]),
@@ -80,7 +91,7 @@ def finish(out: Path, *, progress: Progress = lambda _: None, score: bool = True
     warnings = tuple(
         text for on, text in ((facts["rehearsal"], REHEARSAL), (not facts["noise"], NOISELESS)) if on
     )
-    report = _report_facts(folder, plan, facts, claimed, warnings, files, books)
+    report = _report_facts(folder, plan, facts, claimed, warnings, files, books, scored)
     progress("writing the report")
     result: dict[str, Any] = {
         "format": "cohortium-result/1",
@@ -96,6 +107,18 @@ def finish(out: Path, *, progress: Progress = lambda _: None, score: bool = True
     (out / "result.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     render(report, scores, out / "report.html")
     return result
+
+
+def _first_rows(path: Path, most: int) -> pd.DataFrame:
+    """The first rows of a synthetic table: as good as any, since rows are drawn alike."""
+    batches, have = [], 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            batches.append(batch.slice(0, most - have))
+            have += len(batches[-1])
+            if have >= most:
+                break
+    return pa.Table.from_batches(batches).to_pandas()
 
 
 def rewrite_report(out: Path) -> Path:
@@ -118,7 +141,7 @@ def read_books(out: Path, plan: Plan, facts: dict[str, Any]) -> dict[str, tuple[
 
 def _report_facts(
     folder: RunFolder, plan: Plan, facts: dict[str, Any], claimed: dict[str, Any], warnings: tuple[str, ...],
-    files: dict[str, str], books: dict[str, tuple[Book, str]],
+    files: dict[str, str], books: dict[str, tuple[Book, str]], scored: str,
 ) -> ReportFacts:  # fmt: skip
     study = folder.study()
     cumulated = {stage.name: epsilon for stage, epsilon in plan.cumulated()}
@@ -157,6 +180,7 @@ def _report_facts(
         **{f"Ledger head of {owner}": f"line {book.size - 1}, {head}" for owner, (book, head) in books.items()},
         **{f"SHA-256 of {name}": value for name, value in files.items()},
         "Split of the simulation": str(facts["split"]),
+        "Scored on": scored,
         "Seed of everything but the noise": str(facts["seed"]),
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "Python": platform.python_version(),

@@ -118,7 +118,9 @@ def build(request: Request, study: Study, plan: Plan, worlds: dict[str, pd.DataF
             minimum_sites=1, minimum_patients=0, generators=(plan.generator,), strategies=(plan.mode,),
             evaluation=study.evaluation is not None, rehearsal=rehearsal,
         ).save(site / "site.toml")  # fmt: skip
-    message = proposal_message(run=run, plan=plan, identities=public, schema=study.schema)
+    message = proposal_message(
+        run=run, plan=plan, identities=public, schema=study.schema, exclude=study.exclude
+    )
     envelope = seal(message, coordinator)
     (out / "proposal.bin").write_bytes(envelope)
     for name, officer in officers.items():
@@ -157,19 +159,28 @@ def run(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RealSide:
-    """The real rows of a simulation: what the sites trained on, and the held-out patients (None: nobody is)."""
+    """The real rows of a simulation: what the sites trained on, and the held-out patients (None: nobody is).
+
+    share: the part of the patients that was gathered, below 1 where the tables are large.
+    """
 
     train: pd.DataFrame
     test: pd.DataFrame | None
+    share: float = 1.0
 
 
-def real_side(out: Path) -> RealSide:
-    """Gather the simulated hospitals' tables again: only a simulation can."""
+def real_side(out: Path, *, most_rows: int | None = None) -> RealSide:
+    """Gather the simulated hospitals' tables again: only a simulation can.
+
+    most_rows: about so many rows at most, of patients chosen by their identity, each whole and at all sites alike.
+    """
     from cohortium.client.guard import is_held_out
     from cohortium.common.encoding import patients_of
 
     folder = RunFolder(root=out)
     plan, schema = folder.plan(), folder.study().schema
+    rows = sum(len(np.load(out / "sites" / name / ROW_NAMES, mmap_mode="r")) for name in plan.sites)
+    share = 1.0 if most_rows is None or rows <= most_rows else most_rows / rows
     train, test = [], []
     for name in plan.sites:
         site = out / "sites" / name
@@ -179,13 +190,17 @@ def real_side(out: Path) -> RealSide:
         if not len(table):
             continue
         position, identity = patients_of(table, plan.unit)
+        if share < 1.0:
+            # The identity is a hash: its first bytes are as good as a draw, and the same at every site.
+            drawn = (identity[:, :8].copy().view(">u8")[:, 0] < np.uint64(share * 2**64))[position]
+            table, position = table[drawn], position[drawn]
         held = is_held_out(identity, study=plan.study, share=plan.holdout)[position]
         train.append(table[~held])
         test.append(table[held])
     whole_train, whole_test = pd.concat(train, ignore_index=True), pd.concat(test, ignore_index=True)
     if not len(whole_train):
         raise TableError("TABLE-EMPTY", "no patient is left to train on", hint="lower [evaluation] holdout")
-    return RealSide(train=whole_train, test=whole_test if len(whole_test) else None)
+    return RealSide(train=whole_train, test=whole_test if len(whole_test) else None, share=share)
 
 
 def refuse_unfinished(out: Path) -> None:

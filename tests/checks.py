@@ -109,7 +109,7 @@ def all_queries() -> list[AnyQuery]:
 
 
 def check_one_patient_moves_an_answer_at_most_by_its_sensitivity() -> None:
-    """For every kind of query, clip far above and far below the data, 1 to 40 rows a patient (6 on the slow path). Exact."""
+    """Every kind of query, clip far above and far below the data, 1 to 40 rows a patient (6 on the slow path)."""
     for query in all_queries():
         records = people(8, seed=5, most_rows=6 if getattr(query, "path", "") == "exact" else 40)
         whole = query.contribution(records).units

@@ -228,7 +228,8 @@ def test_nothing_that_touches_a_release_reaches_another_source_of_randomness(mod
     "line",
     [
         "import numpy as np\nnp.random.normal()", "from numpy.random import default_rng", "import random",
-        "import torch\ntorch.normal(0, 1)", "import secrets", "import os\nos.urandom(3)", "from scipy.stats import norm\nnorm.rvs(3)",
+        "import torch\ntorch.normal(0, 1)", "import secrets", "import os\nos.urandom(3)",
+        "from scipy.stats import norm\nnorm.rvs(3)",
         "def f():\n    import random", "import numpy\nnumpy.random.default_rng(3)",
     ],
 )  # fmt: skip

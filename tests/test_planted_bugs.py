@@ -65,7 +65,8 @@ BUGS = (
     bug(
         "clipping a batch instead of a patient", checks.check_a_patient_counts_alike_whoever_else_is_there,
         Gradient.contribution,
-        ("_clipped(net.row_gradient(self.parameters, row), self.clip_norm_l2)", "net.row_gradient(self.parameters, row)"),
+        ("_clipped(net.row_gradient(self.parameters, row), self.clip_norm_l2)",
+         "net.row_gradient(self.parameters, row)"),
         ("return Contribution(units=units)\n",
          "return Contribution(units=np.rint(_clipped(units * self.lattice, self.clip_norm_l2) / self.lattice))\n"),
     ),
@@ -106,7 +107,8 @@ BUGS = (
     bug(
         "the sum divided by the private number of patients",
         checks.check_no_denominator_or_weight_depends_on_the_patients,
-        release._noised_sum, ("    return units + lattice_noise", "    return units // records.patients + lattice_noise"),
+        release._noised_sum,
+        ("    return units + lattice_noise", "    return units // records.patients + lattice_noise"),
         ("        return units\n", "        return units // records.patients\n"),
     ),
     bug(
@@ -117,7 +119,8 @@ BUGS = (
     bug(
         "hospitals weighted by their rows", checks.check_no_denominator_or_weight_depends_on_the_patients,
         Guard._ask, ("values = released.values.astype", "values = (released.values * records.rows // 30).astype"),
-        ("leaving = Message(", "object.__setattr__(released, 'values', np.frombuffer(values, '<i8')); leaving = Message("),
+        ("leaving = Message(",
+         "object.__setattr__(released, 'values', np.frombuffer(values, '<i8')); leaving = Message("),
     ),
     bug(
         "the mean over hospitals taken over all that were asked",

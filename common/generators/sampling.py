@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cohortium.common.encoding import NumberGrid
 from cohortium.common.errors import UsageError
 from cohortium.common.generators.base import Floats, Model
 from cohortium.common.generators.bins import Bins
@@ -58,6 +59,8 @@ def to_fine(bins: Bins, chosen: NDArray[np.int64], u: Floats, allowed: NDArray[n
 def bin_share(bins: Bins, allowed: NDArray[np.bool_]) -> Floats:
     """Which part of each bin a condition allows; a bin without noised mass on it counts its codes."""
     share = np.bincount(bins.map, weights=bins.within * allowed, minlength=bins.size)
+    if not share.sum() > 0:
+        share = np.bincount(bins.map, weights=allowed, minlength=bins.size) / np.bincount(bins.map, minlength=bins.size)
     return np.clip(share, 0.0, 1.0)
 
 
@@ -82,14 +85,17 @@ def conditions(
     return out
 
 
-def decode(schema: Schema, grids: tuple[Grid, ...], codes: Codes, rng: np.random.Generator) -> pd.DataFrame:
-    """A table with the dictionary's modelled columns, in its order and types."""
-    return pd.DataFrame(
-        {
-            c.name: g.decode(codes[:, i], rng.random(len(codes)))
-            for i, (c, g) in enumerate(zip(schema.modelled, grids))
-        }
-    )
+def decode(
+    schema: Schema, grids: tuple[Grid, ...], codes: Codes, rng: np.random.Generator,
+    where: Mapping[str, object] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """A table with the dictionary's modelled columns, in its order and types. where: bounds that values keep."""
+    out = {}
+    for i, (c, g) in enumerate(zip(schema.modelled, grids)):
+        u, wanted = rng.random(len(codes)), (where or {}).get(c.name)
+        bounded = isinstance(g, NumberGrid) and isinstance(wanted, tuple) and len(wanted) == 2
+        out[c.name] = g.decode_between(codes[:, i], u, wanted) if bounded else g.decode(codes[:, i], u)
+    return pd.DataFrame(out)
 
 
 def tables(
@@ -113,7 +119,7 @@ def tables(
         for at in range(0, count, block):
             size = min(block, count - at)
             codes = model.sample(size, seed=int(rng.integers(2**62)) + part, where=condition or None)
-            yield decode(schema, grids, codes, rng)
+            yield decode(schema, grids, codes, rng, where)
 
 
 def _balanced(

@@ -29,6 +29,8 @@ from cohortium.common.privacy.budget import Event
 from cohortium.common.protocol.messages import canonical
 
 FORMAT = "cohortium-ledger/1"
+REHEARSAL = "rehearsal"
+"""A site's note on a run whose noise can be computed from a seed, or is off: such a run is never private."""
 _LINK = b"cohortium/ledger-line/1\x00"
 _SIGN = b"cohortium/ledger-signature/1\x00"
 _START = bytes(32)

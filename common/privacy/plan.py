@@ -205,8 +205,14 @@ class Plan:
         return sum(stage.repeats * (8 * stage.max_dim + overhead) for stage in self.stages)
 
     def exchanges(self) -> int:
-        """Messages to each site: three a release in secure-sum (mask, agree on survivors, unmask), else one."""
-        return 3 + self.releases * (3 if self.mode == "secure-sum" else 1)
+        """Messages to each site: three a release in secure-sum (mask, agree on survivors, unmask), else one.
+
+        Round keys cost one more, except where they ride on the answer before (the later releases of a gradient
+        stage); so do finding the site, the hello and the fetch of the last ledger lines.
+        """
+        if self.mode != "secure-sum":
+            return 3 + self.releases
+        return 3 + sum(3 * s.repeats + (1 if s.kind == "gradient" else s.repeats) for s in self.stages)
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -46,7 +46,10 @@ class PerColumn(nn.Module):
         """−log p of each row."""
         e = self.embed(x + self.starts)
         h = torch.relu(self.bias + torch.cumsum(e, 1) - e)
-        losses = [functional.cross_entropy(head(h[:, c]), x[:, c], reduction="none") for c, head in enumerate(self.heads)]
+        losses = [
+            functional.cross_entropy(head(h[:, c]), x[:, c], reduction="none")
+            for c, head in enumerate(self.heads)
+        ]
         return torch.stack(losses).sum(0)
 
 
@@ -69,7 +72,9 @@ class Padded(nn.Module):
         e = self.embed(x + self.starts)
         h = torch.relu(self.bias + torch.cumsum(e, 1) - e).transpose(0, 1)
         logits = torch.baddbmm(self.o + self.closed, h, self.v)
-        flat = functional.cross_entropy(logits.reshape(-1, logits.shape[2]), x.T.reshape(-1), reduction="none")
+        flat = functional.cross_entropy(
+            logits.reshape(-1, logits.shape[2]), x.T.reshape(-1), reduction="none"
+        )
         return flat.view(x.shape[1], -1).sum(0)
 
 
@@ -114,7 +119,10 @@ def figures(*, repeats: int = 30) -> Iterator[Figure]:
 def measure(rows: int, hidden: int, *, repeats: int, opacus: bool = True) -> Figure:
     rng = np.random.default_rng(0)
     x = np.stack([rng.integers(0, size, rows) for size in BINS], axis=1).astype(np.int32)
-    runs: dict[str, Callable[[], object]] = {"ours": _ours(x, hidden), "plain hand-derived": _hand_derived(x, hidden)}
+    runs: dict[str, Callable[[], object]] = {
+        "ours": _ours(x, hidden),
+        "plain hand-derived": _hand_derived(x, hidden),
+    }
     for name, module in (("per column", PerColumn), ("padded", Padded)):
         for kind in (torch.float32, torch.float64):
             runs[f"plain {name} {str(kind).removeprefix('torch.')}"] = _autograd(module, x, hidden, kind)

@@ -53,7 +53,9 @@ def simulate(rows: int, sites: int) -> dict[str, dict[str, float]]:
         made_up(rows).to_parquet(folder / "table.parquet")
         study = write_study(folder, rows=rows, sites=sites)
         reached("table")
-        prepare(Request(study=study, table=folder / "table.parquet", split=f"iid:{sites}", out=folder / "out"))
+        prepare(
+            Request(study=study, table=folder / "table.parquet", split=f"iid:{sites}", out=folder / "out")
+        )
         reached("prepare")
         run(folder / "out")
         reached("run")

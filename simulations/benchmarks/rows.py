@@ -28,7 +28,9 @@ def sampling(*, generator: str = "mixture", rows: int = SAMPLED, repeats: int = 
     """Rows drawn in excess, herded, decoded and written; the model is fitted to 20,000 made-up patients first."""
     with tempfile.TemporaryDirectory() as name:
         folder = fitted(Path(name), generator=generator)
-        cpu, wall = _rate(lambda: write_rows(folder, rows, [Path(name) / "out.parquet"], seed=1), rows, repeats)
+        cpu, wall = _rate(
+            lambda: write_rows(folder, rows, [Path(name) / "out.parquet"], seed=1), rows, repeats
+        )
     return Figure(
         name=f"sampling-{generator}", unit="rows/s", value=wall, limit=SAMPLE_LIMIT, better="higher",
         what=f"finished rows a second of a ten-column table from the {generator} model",

@@ -55,7 +55,11 @@ from cohortium.strategies.secure_sum import SecureSum
 SITES = 5
 PATIENTS = 2000
 RATE = 0.25
-SIZES = ((15, 16), (40, 64), (100, 128))  # (bins of a column, hidden units): about 5, 50 and 250 thousand parameters
+SIZES = (
+    (15, 16),
+    (40, 64),
+    (100, 128),
+)  # (bins of a column, hidden units): about 5, 50 and 250 thousand parameters
 LIMIT = 1.5
 
 
@@ -183,7 +187,9 @@ class _Parts:
             self._records[site] = records(study.schema, table, unit=study.privacy.unit)
         self._ledgers = {s: Ledger.create(folder / s / "ledger.db", s, self._keys[s]) for s in self._keys}
         self._vaults = {site: Vault(folder / site / "vault.db") for site in self._keys}
-        self._mirror = Mirror(folder / "mirror.db", {site: key.public_key() for site, key in self._keys.items()})
+        self._mirror = Mirror(
+            folder / "mirror.db", {site: key.public_key() for site, key in self._keys.items()}
+        )
         self._study = Ledger.create(folder / "study.db", COORDINATOR, self._server_key)
         opened = {
             site: open_channel(run_id="run", site=site, identity=key, entropy=Material(bytes([at]) * 32))

@@ -159,3 +159,24 @@ def test_a_single_row_and_a_file_of_another_kind(folder: RunFolder, tmp_path: Pa
         write_rows(folder, 5, [tmp_path / "rows.xlsx"], seed=0)
     with pytest.raises(UsageError, match="SAMPLE-ROWS"):
         write_rows(folder, 0, [tmp_path / "rows.csv"], seed=0)
+
+
+def test_a_cell_at_the_conditions_edge_is_cut(tmp_path: Path, quick: None) -> None:
+    """Wide ranges have cells of several values: a condition inside a cell holds for every row all the same."""
+    dictionary = {
+        "name": "wide",
+        "missingValues": [""],
+        "fields": [
+            {"name": "x", "type": "number", "constraints": {"minimum": 0, "maximum": 1000}, "resolution": 0.001},
+            {"name": "k", "type": "integer", "constraints": {"minimum": 0, "maximum": 100000}},
+        ],
+    }
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"x": (rng.random(80) * 1000).round(3), "k": rng.integers(0, 100_000, 80)})
+    study, path = small_study(tmp_path / "s", table=table, dictionary=dictionary, unit="row", target="")
+    prepare(Request(study=study, table=path, split="iid:3", out=tmp_path / "o", seed=1))
+    run(tmp_path / "o")
+    folder = RunFolder(root=tmp_path / "o")
+    assert (sample(folder, tmp_path, 500, where="x<100.01").x < 100.01).all()
+    assert (sample(folder, tmp_path, 500, where="k>50001").k > 50001).all()
+    assert (sample(folder, tmp_path, 500, where="k=777").k == 777).all()
