@@ -42,7 +42,7 @@ from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.release import Released, release
 from cohortium.common.protocol.channels import ChannelKeys, Directory, open_channel
 from cohortium.common.protocol.fixedpoint import to_ring
-from cohortium.common.protocol.messages import Message, digest, unseal
+from cohortium.common.protocol.messages import Message, canonical, content_digest, digest, unseal
 from cohortium.common.protocol.round_messages import RevealRequest, Roster, RoundParams, SurvivorSet
 from cohortium.common.protocol.secure_sum import Phase, SiteRound
 from cohortium.common.protocol.signing import load_private, public_from_raw
@@ -166,11 +166,8 @@ class Guard:
         index, plan = _int(message, "index"), proposal.plan
         blobs = {n.removeprefix("query/"): b for n, b in message.blobs.items() if n.startswith("query/")}
         query = from_wire(message.fields["kind"], message.fields["query"], blobs)
-        asked = digest(
-            json.dumps([message.fields["kind"], message.fields["query"]], sort_keys=True).encode()
-            + b"".join(hashlib.sha256(blobs[n]).digest() for n in sorted(blobs))
-            + json.dumps(message.fields.get("roster"), sort_keys=True).encode()
-        )
+        question = content_digest(message.fields["kind"], message.fields["query"], blobs)
+        asked = digest(canonical([question, message.fields.get("roster")]))
         state = self._ledger_().state(proposal.run, str(index))
         if state != "NONE":
             return self._again(proposal.run, index, asked, state)
@@ -187,7 +184,7 @@ class Guard:
             entropy=self._entropy, run=proposal.run, index=index, head=permit.head,
         )  # fmt: skip
         if round_ is not None:
-            leaving = self._masked(round_, released, message)
+            leaving = self._masked(round_, released, message, question)
         else:
             fields = {
                 "run": proposal.run, "index": index, "lattice": released.lattice.hex(), "lines": self._lines(message),
@@ -213,13 +210,13 @@ class Guard:
                 return envelope
         raise Refused("GUARD-ONCE", "this release was answered before, or was lost in a crash and stays charged")
 
-    def _masked(self, round_: SiteRound, released: Released, message: Message) -> Message:
+    def _masked(self, round_: SiteRound, released: Released, message: Message, question: str) -> Message:
         peers = {n.removeprefix("roster/"): b for n, b in message.blobs.items() if n.startswith("roster/")}
         roster = Roster.from_message(
             Message(kind="sum.roster", sender=COORDINATOR, fields=message.fields["roster"], blobs=peers)
         )
         vector = to_ring(released.values, parties=len(round_.params.sites))
-        return round_.mask(roster, vector).to_message()
+        return round_.mask(roster, vector, question=question).to_message()
 
     def _survivors(self, proposal: Proposal, message: Message) -> bytes:
         round_ = self._round(proposal, _int(message, "index"))

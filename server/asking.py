@@ -6,7 +6,6 @@ disk (after a check that the question is the same), the first unfinished one goe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from cohortium.common.errors import CheckFailed, PeerUnreachable, ProtocolError
 from cohortium.common.generators.base import Answer
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan, Stage
-from cohortium.common.protocol.messages import canonical, digest
+from cohortium.common.protocol.messages import content_digest, digest
 from cohortium.common.queries import AnyQuery, Gradient
 from cohortium.strategies.base import SiteSum, Strategy
 
@@ -143,7 +142,4 @@ def _answer(values: np.ndarray, facts: dict[str, Any], stage: Stage, query: AnyQ
 def _digest(query: AnyQuery) -> str:
     """Names a question, so that a resumed run can tell that it asks the same."""
     fields, blobs = query.to_wire()
-    sha = hashlib.sha256(canonical({"kind": query.kind, "fields": fields}))
-    for key in sorted(blobs):
-        sha.update(key.encode() + hashlib.sha256(blobs[key]).digest())
-    return sha.hexdigest()
+    return content_digest(query.kind, fields, blobs)

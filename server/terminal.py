@@ -69,6 +69,6 @@ def report(error: CohortiumError, *, as_json: bool) -> None:
         sys.stdout.write(json.dumps(error.as_json(), indent=1) + "\n")
         return
     first, *rest = error.lines()
-    err.print(Text(first, style="bold red"))
+    err.print(Text(first, style="bold red"), soft_wrap=True)
     for line in rest:
-        err.print(Text(line))
+        err.print(Text(line), soft_wrap=True)  # a path stays whole, to be copied

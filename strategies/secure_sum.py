@@ -18,7 +18,7 @@ from cohortium.common.errors import PeerUnreachable, ProtocolError
 from cohortium.common.privacy.plan import Plan, Stage
 from cohortium.common.protocol.channels import ChannelKey, ChannelKeys, Directory
 from cohortium.common.protocol.fixedpoint import from_ring
-from cohortium.common.protocol.messages import Message
+from cohortium.common.protocol.messages import Message, content_digest
 from cohortium.common.protocol.round_messages import Masked, Prepared, Revealed, RoundParams, SurvivorVote
 from cohortium.common.protocol.secure_sum import ServerRound
 from cohortium.common.queries import AnyQuery
@@ -106,7 +106,8 @@ class SecureSum:
         else:  # the coordinator died inside this round: the same roster goes out again
             for site, value in noted["prepared"].items():
                 _admit(server.add_prepared, Prepared.from_message(_from_json("sum.prepared", site, value)))
-        rosters = server.roster()
+        fields, blobs = query.to_wire()
+        rosters = server.roster(content_digest(query.kind, fields, blobs))
         asks = {}
         for site, roster in rosters.items():
             said = roster.to_message()

@@ -158,8 +158,8 @@ def fits(rows: pd.DataFrame, fields: list[dict[str, Any]]) -> None:
             assert set(values.astype(bool)) <= {True, False}
         elif kind in ("date", "datetime"):
             moments = pd.to_datetime(values, utc=True)
-            assert ((moments >= pd.Timestamp(limits["minimum"], tz="UTC" if kind == "date" else None))
-                    & (moments <= pd.Timestamp(limits["maximum"], tz="UTC" if kind == "date" else None))).all(), field  # fmt: skip
+            low, high = (pd.to_datetime(limits[end], utc=True) for end in ("minimum", "maximum"))
+            assert ((moments >= low) & (moments <= high)).all(), field
         else:
             numbers = values.astype(float)
             assert ((numbers >= limits["minimum"] - 1e-9) & (numbers <= limits["maximum"] + 1e-9)).all(), field

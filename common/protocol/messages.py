@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,12 @@ def _refuse_floats(value: Any) -> None:
 def digest(data: bytes) -> str:
     """SHA-256, lower-case hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def content_digest(kind: str, fields: dict[str, Any], blobs: Mapping[str, bytes]) -> str:
+    """Names what is said, whoever says it: SHA-256 over kind, fields and each blob's name and digest."""
+    listed = [[name, digest(blobs[name])] for name in sorted(blobs)]
+    return digest(canonical({"kind": kind, "fields": fields, "blobs": listed}))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,6 +40,8 @@ MAX_DIM = 2**24
 COORDINATOR = "coordinator"
 PREPARE_PURPOSE = "round-prepare"
 VOTE_PURPOSE = "survivor-vote"
+NO_QUESTION = "0" * 64
+"""The question of a sum that answers none: tests of the protocol alone."""
 
 
 def minimum_survivors(sites: int, colluders: int) -> int:
@@ -176,37 +178,46 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Roster:
-    """Who takes part, as told to one site. sealed: {peer: what the peer sealed to this site}."""
+    """Who takes part and what is asked, as told to one site. sealed: {peer: what the peer sealed to this site}.
+
+    question: digest of the query that the vectors answer. The masks are bound to it, so a coordinator that asks
+    sites different things in one round (to single one out, or to thin the noise) gets masks that do not cancel.
+    """
 
     context: str
     announced: tuple[Announced, ...]
     sealed: Mapping[str, bytes]
+    question: str = NO_QUESTION
 
     @property
     def sites(self) -> tuple[str, ...]:
         return tuple(a.site for a in self.announced)
 
     def digest(self) -> str:
-        """Names the roster; equal for all sites that were told the same keys.
+        """Names the roster; equal for all sites that were told the same keys and asked the same.
 
         Signatures are left out, because a signer can make several that fit.
         """
-        return roster_digest(self.context, self.announced)
+        return roster_digest(self.context, self.announced, self.question)
 
     def to_message(self, *, sender: str = COORDINATOR) -> Message:
-        fields = {"context": self.context, "announced": [a.to_row() for a in self.announced]}
+        listed = [a.to_row() for a in self.announced]
+        fields = {"context": self.context, "announced": listed, "question": self.question}
         return Message(kind="sum.roster", sender=sender, fields=fields, blobs=dict(self.sealed))
 
     @classmethod
     def from_message(cls, message: Message) -> Roster:
-        fields = expect(message, "sum.roster", {"context", "announced"}, blobs=True)
+        fields = expect(message, "sum.roster", {"context", "announced", "question"}, blobs=True)
         announced = tuple(Announced.from_row(row) for row in rows(fields["announced"], 4))
         names([a.site for a in announced])
-        return cls(context=sha(fields["context"]), announced=announced, sealed=_sealed(message.blobs))
+        return cls(
+            context=sha(fields["context"]), announced=announced, sealed=_sealed(message.blobs),
+            question=sha(fields["question"]),
+        )  # fmt: skip
 
 
-def roster_digest(context: str, announced: tuple[Announced, ...]) -> str:
-    return digest(canonical({"roster": [a.statement(context) for a in announced]}))
+def roster_digest(context: str, announced: tuple[Announced, ...], question: str) -> str:
+    return digest(canonical({"question": question, "roster": [a.statement(context) for a in announced]}))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,6 +34,7 @@ from cohortium.common.protocol.fixedpoint import Ring
 from cohortium.common.protocol.masks import add_keystream, add_pair_mask, derive, self_key
 from cohortium.common.protocol.messages import canonical, digest
 from cohortium.common.protocol.round_messages import (
+    NO_QUESTION,
     PREPARE_PURPOSE,
     VOTE_PURPOSE,
     Announced,
@@ -141,14 +142,19 @@ class SiteRound:
             sealed={peer: bytes.fromhex(text) for peer, text in memory.sealed.items()},
         )
 
-    def mask(self, roster: Roster, vector: Ring) -> Masked:
-        """The vector (uint64 [dim], left as it is) under the masks of exactly this roster."""
+    def mask(self, roster: Roster, vector: Ring, *, question: str = NO_QUESTION) -> Masked:
+        """The vector (uint64 [dim], left as it is) under the masks of exactly this roster.
+
+        question: digest of the query that the vector answers; a roster for another one is refused.
+        """
         memory = self._memory
         if self.phase not in (Phase.PREPARED, Phase.MASKED):
             raise _out_of_order()
         if vector.dtype != np.uint64 or vector.shape != (self.params.dim,):
             raise ProtocolError("SUM-VECTOR", f"the vector is not uint64 of length {self.params.dim}")
         self._check_context(roster.context)
+        if roster.question != question:
+            raise ProtocolError("SUM-QUESTION", "the roster is for another question than this vector answers")
         name = roster.digest()
         repeated = self.phase is Phase.MASKED
         if repeated and name != memory.roster_digest:
@@ -464,18 +470,19 @@ class ServerRound:
         )
         self._prepared[site] = prepared
 
-    def roster(self) -> dict[str, Roster]:
+    def roster(self, question: str = NO_QUESTION) -> dict[str, Roster]:
         """Close the prepares: for each site that takes part, the roster to send to it."""
         self._advance("prepare", "mask", len(self._prepared), "sites prepared")
         present = sorted(self._prepared)
         self._announced = {site: self._prepared[site].announced for site in present}
         announced = tuple(self._announced.values())
-        self._roster = roster_digest(self._context, announced)
+        self._roster = roster_digest(self._context, announced, question)
         rosters = {
             site: Roster(
                 context=self._context,
                 announced=announced,
                 sealed={peer: self._prepared[peer].sealed[site] for peer in present if peer != site},
+                question=question,
             )
             for site in present
         }

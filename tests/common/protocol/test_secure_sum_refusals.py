@@ -79,6 +79,7 @@ def _subset(roster: Roster, names: set[str]) -> Roster:
         context=roster.context,
         announced=tuple(a for a in roster.announced if a.site in names),
         sealed={s: blob for s, blob in roster.sealed.items() if s in names},
+        question=roster.question,
     )
 
 
