@@ -216,7 +216,7 @@ class Roster:
         )  # fmt: skip
 
 
-def roster_digest(context: str, announced: tuple[Announced, ...], question: str) -> str:
+def roster_digest(context: str, announced: tuple[Announced, ...], question: str = NO_QUESTION) -> str:
     return digest(canonical({"question": question, "roster": [a.statement(context) for a in announced]}))
 
 
