@@ -7,6 +7,7 @@ approves it by a signature; both lie in the site's directory under approved/RUN/
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,13 @@ from cohortium.client.policy import Policy
 from cohortium.common.errors import ProtocolError, Refused
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.protocol.messages import Message, digest, unseal
-from cohortium.common.protocol.signing import load_public, public_from_raw, sign_statement, verify_statement
+from cohortium.common.protocol.signing import (
+    load_private,
+    load_public,
+    public_from_raw,
+    sign_statement,
+    verify_statement,
+)
 from cohortium.common.schema import Schema
 
 COORDINATOR = "coordinator"
@@ -66,22 +73,58 @@ def read_proposal(envelope: bytes, coordinator: Ed25519PublicKey) -> Proposal:
         raise ProtocolError("PROPOSAL-DICTIONARY", "the dictionary is not the one that the plan names")
     if set(identities) != set(plan.sites):
         raise ProtocolError("PROPOSAL-SITES", "the proposal's keys are not those of the plan's sites")
+    if len({key.public_bytes_raw() for key in identities.values()}) != len(identities):
+        # One party under two names would sign two votes and hold two shares.
+        raise ProtocolError("PROPOSAL-KEYS", "two sites of the proposal have the same key")
     return Proposal(run=run, plan=plan, identities=identities, schema=schema, exclude=exclude, envelope=envelope)
 
 
-def approve(site: Path, envelope: bytes, officer: Ed25519PrivateKey) -> Proposal:
-    """Check a proposal against the site's policy and put the officer's signature beside it."""
+def approve(
+    site: Path, envelope: bytes, officer: Ed25519PrivateKey, *, check_table: bool = True
+) -> Proposal:
+    """Check a proposal against the site's policy and put the officer's signature beside it.
+
+    check_table: read the site's table as the guard will, so that the officer meets what is wrong with it, and in
+    words, before the coordinator can learn by a refusal that something is. False where that was done already.
+    """
     policy = Policy.load(site / "site.toml")
     proposal = read_proposal(envelope, public_from_raw(bytes.fromhex(policy.coordinator_key)))
     policy.check(proposal.plan)
+    policy.check_peers(proposal.identities)
+    if load_private(site / "site.key").public_key() != proposal.identities[policy.name]:
+        raise Refused(
+            "PROPOSAL-OWN-KEY", "the proposal gives this site another key than its own",
+            hint="send the coordinator this site's public key again",
+        )  # fmt: skip
     # The officer approves an ε; the guard will answer stages. Here they are held against each other.
     if proposal.plan.private and proposal.plan.price() > proposal.plan.epsilon * (1 + 1e-9):
         raise Refused("PROPOSAL-PRICE", "the plan's releases cost more than the epsilon that it states")
     folder = site / "approved" / proposal.run
+    # A run's id names keys and charges: what was approved under it is never exchanged for something else.
+    if (folder / "proposal.bin").exists() and (folder / "proposal.bin").read_bytes() != envelope:
+        raise Refused(
+            "PROPOSAL-EXISTS", "another proposal was approved here under this run's id",
+            where=(str(folder),), hint="ask the coordinator for a new run",
+        )  # fmt: skip
+    if check_table:
+        from cohortium.client.loading import load_records
+
+        load_records(site, policy, schema=proposal.schema, unit=proposal.plan.unit, exclude=proposal.exclude)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "proposal.bin").write_bytes(envelope)
     (folder / "approval.sig").write_bytes(sign_statement(officer, PURPOSE, _statement(policy.name, proposal)))
     return proposal
+
+
+def approval_files(site: Path, run: str) -> tuple[tuple[int, int, int], ...]:
+    """What the system says of an approval's files: they are there, and are those that were read before."""
+    if not _RUN.fullmatch(run):
+        raise Refused("GUARD-NOT-APPROVED", "no such run was approved here")
+    try:
+        found = [os.stat(site / "approved" / run / name) for name in ("proposal.bin", "approval.sig")]
+    except OSError:
+        raise Refused("GUARD-NOT-APPROVED", "no such run was approved here") from None
+    return tuple((status.st_ino, status.st_mtime_ns, status.st_size) for status in found)
 
 
 def load_approved(site: Path, policy: Policy, run: str) -> Proposal:
@@ -96,6 +139,7 @@ def load_approved(site: Path, policy: Policy, run: str) -> Proposal:
     proposal = read_proposal(envelope, public_from_raw(bytes.fromhex(policy.coordinator_key)))
     officer = load_public(site / "officer.pub")
     verify_statement(officer, PURPOSE, _statement(policy.name, proposal), signature, code="GUARD-NOT-APPROVED")
+    policy.check_peers(proposal.identities)
     if proposal.run != run:
         raise Refused("GUARD-NOT-APPROVED", "the approval is for another run")
     return proposal

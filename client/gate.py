@@ -19,6 +19,7 @@ from cohortium.client.policy import Policy
 from cohortium.common.errors import ProtocolError, Refused
 from cohortium.common.privacy.accountant import RdpFilter
 from cohortium.common.privacy.budget import Mode
+from cohortium.common.privacy.chain import REHEARSAL
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan, Stage
 from cohortium.common.privacy.release import Released
@@ -59,8 +60,15 @@ class Permit:
 class Gate:
     """One hospital's door."""
 
-    def __init__(self, *, policy: Policy, ledger: Ledger, key: Ed25519PrivateKey) -> None:
-        self._policy, self._ledger, self._key = policy, ledger, key
+    def __init__(self, *, policy: Policy, ledger: Ledger | None, key: Ed25519PrivateKey) -> None:
+        """ledger: None where it cannot be opened; such a door lets only refusals out."""
+        self._policy, self._book, self._key = policy, ledger, key
+
+    @property
+    def _ledger(self) -> Ledger:
+        if self._book is None:
+            raise Refused("GATE-LEDGER", "nothing but a refusal leaves without a ledger")
+        return self._book
 
     def open(self, *, plan: Plan, run: str, index: int, query: AnyQuery, codes: Sequence[int]) -> Permit:
         """Check the query against the approved plan, then charge it. On disk before this returns.
@@ -96,8 +104,9 @@ class Gate:
                 hint="a rehearsal's ledger is not a hospital's: start with a new site directory",
             )  # fmt: skip
         cap = RdpFilter(
-            epsilon=self._policy.lifetime_epsilon, delta=self._policy.lifetime_delta, hospitals=plan.hospitals
-        )
+            epsilon=self._policy.lifetime_epsilon, delta=self._policy.lifetime_delta,
+            hospitals=self._policy.hospitals,  # the same for every plan, or the cap's meaning would change with each
+        )  # fmt: skip
         charged = [
             (event, count) for event, count in self._ledger.charged_events() if event.kind != "non-private"
         ]
@@ -118,6 +127,8 @@ class Gate:
         if OUTBOUND.get(message.kind) != frozenset(message.fields):
             raise ProtocolError("GATE-KIND", "a message of that kind or with those fields does not leave")
         _check_fields(message.fields)
+        if self._book is None and message.kind != "site.refused":
+            raise Refused("GATE-LEDGER", "nothing but a refusal leaves without a ledger")
         if message.kind not in CARRIES_RECORDS:
             if permit is not None or released is not None:
                 raise ProtocolError("GATE-PERMIT", "nothing but a release leaves with a permit")
@@ -133,6 +144,24 @@ class Gate:
     def sealed(self, permit: Permit, envelope: bytes) -> None:
         """Record that exactly these bytes may leave; from now on only they, however often."""
         self._ledger.advance(permit.run, str(permit.index), "SEALED", digest=digest(envelope))
+
+    def rehearse(self, run: str) -> None:
+        """Sign, before anything is asked, that a run is a rehearsal: nobody can later call it private."""
+        notes = self._ledger.book.notes
+        if not any(note["about"] == REHEARSAL and note["fields"].get("run") == run for note in notes):
+            self._ledger.note(REHEARSAL, run=run)
+
+    def voted(self, run: str, index: int, *, ballot: str) -> None:
+        """Record the one survivor set that this site signs. On disk before this returns, so before the vote leaves.
+
+        The ledger's word stands whatever became of the round's own memory: another set is refused for ever.
+        """
+        entry = self._ledger.book.entries.get((run, str(index)))
+        if entry is not None and entry.ballot:
+            if entry.ballot != ballot:
+                raise Refused("GATE-BALLOT", "this site signed another survivor set for this release")
+            return
+        self._ledger.advance(run, str(index), "UNMASKED", digest=ballot)
 
     def released(self, run: str, index: int, *, ballot: str = "") -> None:
         """Record that the release is over."""

@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from cohortium.client.approval import COORDINATOR, Proposal, load_approved
+from cohortium.client.approval import COORDINATOR, Proposal, approval_files, load_approved
 from cohortium.client.gate import Gate
+from cohortium.client.loading import load_records
 from cohortium.client.policy import Policy
-from cohortium.client.records import records as checked_records
-from cohortium.client.sources.base import read
 from cohortium.client.vault import Vault
 from cohortium.common.encoding import Records, grids
 from cohortium.common.errors import CohortiumError, ProtocolError, Refused
@@ -37,7 +36,6 @@ from cohortium.common.privacy.entropy import (
     SystemEntropy,
     patient_uniforms,
 )
-from cohortium.common.privacy.chain import REHEARSAL
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.release import Released, release
 from cohortium.common.protocol.channels import ChannelKeys, Directory, open_channel
@@ -53,10 +51,11 @@ CODES = {
     "MSG": "BAD-ENVELOPE", "WIRE": "BAD-ENVELOPE", "QUERY": "BAD-QUERY", "PLAN": "BAD-PLAN",
     "PROPOSAL": "BAD-PLAN", "GUARD": "REFUSED", "POLICY": "REFUSED-POLICY", "GATE": "REFUSED", "CAP": "REFUSED-CAP",
     "LEDGER": "REFUSED-LEDGER", "SUM": "BAD-ROUND", "RELEASE": "BAD-QUERY", "NETWORK": "BAD-QUERY", "FIXED": "BAD-ROUND",
-    "TABLE": "DATA-PROBLEM", "DICT": "DATA-PROBLEM", "DATA": "DATA-PROBLEM", "SOURCE": "DATA-PROBLEM",
+    # One word for whatever the table is like, too few patients included: which of them it is stays at the site.
+    "TABLE": "REFUSED-DATA", "DICT": "REFUSED-DATA", "DATA": "REFUSED-DATA", "SOURCE": "REFUSED-DATA",
+    "POLICY-PATIENTS": "REFUSED-DATA",
 }  # fmt: skip
 INTERNAL = "GUARD-INTERNAL"
-ROW_NAMES = "rows.npy"
 
 
 def open_guard(directory: Path) -> Guard:
@@ -81,6 +80,7 @@ class Guard:
         self._ledger: Ledger | None = None
         self._vault: Vault | None = None
         self._proposal: Proposal | None = None
+        self._approval: tuple[tuple[int, int, int], ...] = ()  # the approval's files, as they were when they were read
         self._records: dict[str, dict[Part, Records]] = {}
         self._opened: tuple[Proposal, bytes, bytes, X25519PrivateKey, Directory] | None = None
         self._thread = threading.Lock()
@@ -106,13 +106,26 @@ class Guard:
                 message = unseal(envelope, self._coordinator, sender=COORDINATOR)
                 return self._dispatch(message)
             except CohortiumError as error:
-                code = CODES.get(error.code.split("-")[0], INTERNAL)
+                code = CODES.get(error.code) or CODES.get(error.code.split("-")[0], INTERNAL)
                 return self._refuse(code, error.code, error.sentence)
             except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
                 return self._refuse("BAD-ENVELOPE", type(error).__name__, "a message's field is missing or malformed")
+            except Exception as error:  # no memory, a full disk, a bug: the words may hold data, so only the class
+                self._forget()
+                return self._refuse(INTERNAL, type(error).__name__, "the guard failed; it starts again from its disk")
             finally:
                 if self._shared:
                     self.close()
+
+    def _forget(self) -> None:
+        """Let go of all that is in memory: after a failure only the disk is true. What was reserved burns."""
+        ledger, vault = self._ledger, self._vault
+        self._ledger = self._vault = self._proposal = self._opened = None
+        self._records = {}
+        for opened in (ledger, vault):
+            with contextlib.suppress(Exception):
+                if opened is not None:
+                    opened.close()
 
     # ---- messages -------------------------------------------------------------------------------------------
 
@@ -129,7 +142,7 @@ class Guard:
 
     def _hello(self, proposal: Proposal, message: Message) -> bytes:
         channel = None
-        if proposal.plan.mode == "secure-sum":
+        if proposal.plan.mode == "secure-sum" and not self._closed(proposal.run):
             private = self._vault_().get(f"channel/{proposal.run}")
             material = Material(private or self._entropy.key(Purpose(label="channel", run=proposal.run, release=0)))
             _, public = open_channel(run_id=proposal.run, site=self.site, identity=self._key, entropy=material)
@@ -138,18 +151,13 @@ class Guard:
             channel = public.to_message().fields
         # The table is read and checked now: a hospital that cannot take part says so before anything is charged.
         self._load(proposal)
-        if self._policy.rehearsal is not None and not self._rehearsal_noted(proposal.run):
-            # Signed by the site before anything is asked: nobody can later call this run private.
-            self._ledger_().note(REHEARSAL, run=proposal.run)
+        if self._policy.rehearsal is not None:
+            self._gate().rehearse(proposal.run)
         fields = {
             "run": proposal.run, "plan": proposal.plan.digest, "lines": self._lines(message), "channel": channel,
             "checkpoint": self._ledger_().checkpoint(),
         }  # fmt: skip
         return self._gate().send(Message(kind="site.hello", sender=self.site, fields=fields))
-
-    def _rehearsal_noted(self, run: str) -> bool:
-        notes = self._ledger_().book.notes
-        return any(note["about"] == REHEARSAL and note["fields"].get("run") == run for note in notes)
 
     def _prepare(self, proposal: Proposal, message: Message) -> bytes:
         if "channels" in message.fields:
@@ -157,6 +165,8 @@ class Guard:
                 Message(kind="sum.channels", sender=COORDINATOR, fields=message.fields["channels"])
             )
             self._set_channels(proposal, keys)
+        if self._closed(proposal.run):
+            raise ProtocolError("SUM-PHASE", "this run is over here, and its keys are gone")
         round_ = self._new_round(proposal, _int(message, "index"), _int(message, "dim"))
         said = round_.prepare(self._material(proposal.run, round_.params.round))
         self._keep(round_)
@@ -203,7 +213,7 @@ class Guard:
 
     def _again(self, run: str, index: int, asked: str, state: str) -> bytes:
         """The same question again gets the same sealed bytes, never a second draw; any other is refused."""
-        if state in ("SEALED", "RELEASED") and self._vault_().get("asked") == f"{run}/{index}/{asked}".encode():
+        if state in ("SEALED", "UNMASKED", "RELEASED") and self._vault_().get("asked") == f"{run}/{index}/{asked}".encode():
             envelope = self._vault_().get("sealed")
             # The digest that the release was sealed with is the ledger's word on which bytes those are.
             if envelope is not None and self._ledger_().digest(run, str(index)) == digest(envelope):
@@ -219,21 +229,30 @@ class Guard:
         return round_.mask(roster, vector, question=question).to_message()
 
     def _survivors(self, proposal: Proposal, message: Message) -> bytes:
-        round_ = self._round(proposal, _int(message, "index"))
+        index = _int(message, "index")
+        round_ = self._round(proposal, index)
         chosen = SurvivorSet.from_message(
             Message(kind="sum.survivors", sender=COORDINATOR, fields=message.fields["survivors"])
         )
         vote = round_.sign_survivors(chosen)
+        # The ledger first: it refuses a second set even where an older vault was put back over this one.
+        self._gate().voted(proposal.run, index, ballot=vote.ballot)
         self._keep(round_)
         return self._gate().send(vote.to_message())
 
     def _reveal(self, proposal: Proposal, message: Message) -> bytes:
-        index = _int(message, "index")
+        index, run = _int(message, "index"), proposal.run
+        asked = digest(json.dumps([index, message.fields["reveal"]], sort_keys=True).encode()).encode()
+        if self._closed(run):
+            # The last answer of a run that is over: the same request gets the same bytes, and no key is needed.
+            answer = self._vault_().get(f"last/{run}")
+            if answer is None or self._vault_().get(f"closed/{run}") != asked:
+                raise ProtocolError("SUM-PHASE", "this run is over here, and its keys are gone")
+            return answer
         round_ = self._round(proposal, index)
         request = RevealRequest.from_message(
             Message(kind="sum.reveal", sender=COORDINATOR, fields=message.fields["reveal"])
         )
-        first = round_.phase is Phase.VOTED
         revealed = round_.reveal(request)
         kept: dict[str, bytes | None] = {_round_name(round_.params): round_.to_state()}
         prepared, blobs = None, {}
@@ -241,39 +260,65 @@ class Guard:
             # The next round's keys ride on this answer and save an exchange.
             next_index, dim = (_whole(v) for v in message.fields["next"])
             following = self._new_round(proposal, next_index, dim)
-            said = following.prepare(self._material(proposal.run, next_index)).to_message()
+            said = following.prepare(self._material(run, next_index)).to_message()
             prepared, blobs = said.fields, said.blobs
             kept[_round_name(following.params)] = following.to_state()
-        kept |= {f"round/{proposal.run}/{index - 1}": None}
+        # Rounds before this one are over, also those that this site dropped out of: their secrets go.
+        done = [f"round/{run}/{i}" for i in range(index)]
+        kept |= dict.fromkeys(set(done) & set(self._vault_().names(f"round/{run}/")))
         self._vault_().put(kept)
-        if first:
-            self._gate().released(proposal.run, index, ballot=request.chosen.digest())
+        if self._ledger_().state(run, str(index)) != "RELEASED":
+            self._gate().released(run, index, ballot=request.chosen.digest())
         fields = {"revealed": revealed.to_message().fields, "lines": self._lines(message), "prepared": prepared}
-        return self._gate().send(Message(kind="site.revealed", sender=self.site, fields=fields, blobs=blobs))
+        answer = self._gate().send(Message(kind="site.revealed", sender=self.site, fields=fields, blobs=blobs))
+        if index == proposal.plan.releases - 1:
+            self._erase(run, asked=asked, last=answer)
+        return answer
+
+    def _erase(self, run: str, *, asked: bytes = b"", last: bytes | None = None) -> None:
+        """Forget a run's keys for ever: with them, what was recorded on the way could still be opened years later.
+
+        last: the last answer, kept because the coordinator may have died before it arrived; it holds no secret.
+        """
+        vault = self._vault_()
+        names = [*vault.names(f"round/{run}/"), f"channel/{run}", f"channels/{run}"]
+        closed: dict[str, bytes | None] = {f"closed/{run}": asked, f"last/{run}": last}
+        vault.put(dict.fromkeys(names) | closed)
+        self._opened = None
+
+    def _closed(self, run: str) -> bool:
+        return self._vault_().get(f"closed/{run}") is not None
 
     def _finish(self, proposal: Proposal, message: Message) -> bytes:
+        run, last = proposal.run, str(proposal.plan.releases - 1)
         self._ledger_().flush()
+        if proposal.plan.mode == "secure-sum":
+            # An interrupted run says farewell too and goes on later: its keys stay until the coordinator says that
+            # this was the end, or the plan's last release is over here.
+            if message.fields.get("final") is True:
+                self._erase(run)
+            elif self._ledger_().state(run, last) in ("RELEASED", "BURNED", "VOID") and not self._closed(run):
+                self._erase(run)
         self._ledger_().export(self._directory / "ledger.jsonl")
-        fields = {"run": proposal.run, "lines": self._lines(message)}
+        fields = {"run": run, "lines": self._lines(message)}
         return self._gate().send(Message(kind="site.finished", sender=self.site, fields=fields))
 
     # ---- what the guard owns --------------------------------------------------------------------------------
 
     def _approved(self, run: Any) -> Proposal:
-        if self._proposal is None or self._proposal.run != run:
-            self._proposal = load_approved(self._directory, self._policy, str(run))
+        # An approval that the officer takes back, by removing its files, ends with the next message.
+        files = approval_files(self._directory, str(run))
+        if self._proposal is None or self._proposal.run != run or self._approval != files:
+            self._proposal = None
+            self._proposal, self._approval = load_approved(self._directory, self._policy, str(run)), files
         return self._proposal
 
     def _load(self, proposal: Proposal) -> dict[Part, Records]:
         if proposal.run not in self._records:
             plan = proposal.plan
-            table = read(self._directory / self._policy.table)
-            names = self._directory / ROW_NAMES
-            if names.exists():  # a simulated site: rows keep the names they have in the whole table
-                table.index = np.load(names, allow_pickle=False)
-            records = checked_records(proposal.schema, table, unit=plan.unit, where=self._policy.table, exclude=proposal.exclude)
-            if records.patients < self._policy.minimum_patients:
-                raise Refused("POLICY-PATIENTS", "fewer patients than the policy's minimum_patients")
+            records = load_records(
+                self._directory, self._policy, schema=proposal.schema, unit=plan.unit, exclude=proposal.exclude
+            )
             held = held_out(records, study=plan.study, share=plan.holdout)
             self._records = {proposal.run: {"train": records.subset(~held), "holdout": records.subset(held)}}
         return self._records[proposal.run]
@@ -357,9 +402,11 @@ class Guard:
 
     def _refuse(self, code: str, local_code: str, sentence: str) -> bytes:
         entry = {"at": int(time.time()), "code": code, "local": local_code, "sentence": sentence}
-        with open(self._directory / "guard.log", "a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
-        return self._gate().send(Message(kind="site.refused", sender=self.site, fields={"code": code}))
+        with contextlib.suppress(OSError):  # a full disk must not turn a refusal into an exception with words
+            with open(self._directory / "guard.log", "a", encoding="utf-8") as log:
+                log.write(json.dumps(entry) + "\n")
+        gate = Gate(policy=self._policy, ledger=None, key=self._key)  # the ledger may be what failed
+        return gate.send(Message(kind="site.refused", sender=self.site, fields={"code": code}))
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

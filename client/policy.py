@@ -2,7 +2,8 @@
 
 [site]    name, coordinator_key (hex of the coordinator's Ed25519 key)
 [data]    table (a Parquet or CSV file, relative to site.toml)
-[policy]  lifetime_epsilon, lifetime_delta, minimum_sites, minimum_patients, generators, strategies, evaluation
+[policy]  lifetime_epsilon, lifetime_delta, unit, hospitals, minimum_sites, minimum_colluders, minimum_patients,
+          generators, strategies, evaluation; peers (the one that may be absent): {name = hex of a site's key}
 [rehearsal]  seed, noise: only in simulations; a guard with it never claims privacy
 """
 
@@ -10,11 +11,15 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from cohortium.common.errors import Refused, UsageError
+from cohortium.common.privacy.chain import is_hex
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.study import toml_text
 
@@ -29,18 +34,28 @@ class Rehearsal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """What one hospital allows. lifetime_epsilon, lifetime_delta: the cap over all runs on this data, for ever."""
+    """What one hospital allows.
+
+    lifetime_epsilon, lifetime_delta: the cap over all runs on this data, for ever, always counted for a patient in
+    `hospitals` hospitals. unit: the column that names the patient, or "row". minimum_colluders: how many of the
+    others the hospital does not want to trust. peers: (name, hex of the Ed25519 key) of every site it knows; None
+    takes any, then the officer compares fingerprints.
+    """
 
     name: str
     coordinator_key: str
     table: str
     lifetime_epsilon: float
     lifetime_delta: float
+    unit: str
+    hospitals: int
     minimum_sites: int
+    minimum_colluders: int
     minimum_patients: int
     generators: tuple[str, ...]
     strategies: tuple[str, ...]
     evaluation: bool
+    peers: tuple[tuple[str, str], ...] | None = None
     rehearsal: Rehearsal | None = None
 
     def __post_init__(self) -> None:
@@ -49,6 +64,10 @@ class Policy:
             raise UsageError("SITE-CAP", "a lifetime cap is an epsilon above 0 and a delta below 0.001")
         if self.minimum_sites < 1 or self.minimum_patients < 0 or len(self.coordinator_key) != 64:
             raise UsageError("SITE-POLICY", "minimum_sites, minimum_patients or coordinator_key out of range")
+        if self.minimum_colluders < 0 or self.hospitals < 1 or not self.unit:
+            raise UsageError("SITE-POLICY", "minimum_colluders, hospitals or unit out of range")
+        if not all(is_hex(key, 32) for _, key in self.peers or ()):
+            raise UsageError("SITE-POLICY", "a peer's key is the hex of 32 bytes")
 
     @classmethod
     def load(cls, path: Path) -> Policy:
@@ -62,11 +81,15 @@ class Policy:
                 table=document["data"]["table"],
                 lifetime_epsilon=float(policy["lifetime_epsilon"]),
                 lifetime_delta=float(policy["lifetime_delta"]),
+                unit=_text(policy["unit"]),
+                hospitals=_whole(policy["hospitals"]),
                 minimum_sites=_whole(policy["minimum_sites"]),
+                minimum_colluders=_whole(policy["minimum_colluders"]),
                 minimum_patients=_whole(policy["minimum_patients"]),
                 generators=_words(policy["generators"]),
                 strategies=_words(policy["strategies"]),
                 evaluation=_boolean(policy["evaluation"]),
+                peers=None if "peers" not in policy else _peers(policy["peers"]),
                 rehearsal=None
                 if rehearsal is None
                 else Rehearsal(seed=rehearsal.get("seed"), noise=_boolean(rehearsal.get("noise", True))),
@@ -90,10 +113,15 @@ class Policy:
             "[data]", f"table = {toml_text(self.table)}", "",
             "[policy]",
             f"lifetime_epsilon = {self.lifetime_epsilon!r}", f"lifetime_delta = {self.lifetime_delta!r}",
-            f"minimum_sites = {self.minimum_sites}", f"minimum_patients = {self.minimum_patients}",
+            f"unit = {toml_text(self.unit)}", f"hospitals = {self.hospitals}",
+            f"minimum_sites = {self.minimum_sites}", f"minimum_colluders = {self.minimum_colluders}",
+            f"minimum_patients = {self.minimum_patients}",
             f"generators = {toml_text(list(self.generators))}", f"strategies = {toml_text(list(self.strategies))}",
             f"evaluation = {str(self.evaluation).lower()}",
         ]  # fmt: skip
+        if self.peers is not None:
+            pins = ", ".join(f"{toml_text(name)} = {toml_text(key)}" for name, key in self.peers)
+            lines.append(f"peers = {{{pins}}}")
         if self.rehearsal is not None:
             lines += [
                 "",
@@ -119,6 +147,20 @@ class Policy:
                 f"the plan has fewer than {self.minimum_sites} sites",
                 "[policy] minimum_sites",
             )
+        if plan.unit != self.unit:
+            refuse("POLICY-UNIT", f"the plan protects another unit than {self.unit!r}", "[policy] unit")
+        if plan.hospitals < self.hospitals:
+            refuse(
+                "POLICY-HOSPITALS",
+                f"the plan is priced for patients in fewer than {self.hospitals} hospitals",
+                "[policy] hospitals",
+            )
+        if plan.mode == "secure-sum" and plan.colluders < self.minimum_colluders:
+            refuse(
+                "POLICY-COLLUDERS",
+                f"the plan tolerates fewer than {self.minimum_colluders} colluding sites",
+                "[policy] minimum_colluders",
+            )
         if plan.generator not in self.generators:
             refuse(
                 "POLICY-GENERATOR", f"generator {plan.generator!r} is not allowed here", "[policy] generators"
@@ -141,6 +183,19 @@ class Policy:
             refuse("POLICY-DELTA", "the plan's delta is above this hospital's", "[policy] lifetime_delta")
 
 
+    def check_peers(self, identities: Mapping[str, Ed25519PublicKey]) -> None:
+        """Refuse sites whose keys this hospital does not know, where it listed those that it does."""
+        if self.peers is None:
+            return
+        known = dict(self.peers)
+        for site, key in sorted(identities.items()):
+            if site != self.name and known.get(site) != key.public_bytes_raw().hex():
+                raise Refused(
+                    "POLICY-PEERS", f"{site!r} is not a site whose key this hospital knows",
+                    hint="compare its fingerprint over another channel, then add it to [policy] peers",
+                )  # fmt: skip
+
+
 def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):  # bool("false") is true: a text here would allow what was to be forbidden
         raise TypeError("true or false expected")
@@ -151,6 +206,18 @@ def _whole(value: Any) -> int:
     if type(value) is not int:
         raise TypeError("a whole number expected")
     return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a text expected")
+    return value
+
+
+def _peers(value: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict):
+        raise TypeError("a table of names and keys expected")
+    return tuple(sorted((name, _text(key)) for name, key in value.items()))
 
 
 def _words(value: Any) -> tuple[str, ...]:

@@ -31,6 +31,11 @@ class Vault:
         row = self._db.execute("SELECT value FROM vault WHERE name = ?", (name,)).fetchone()
         return None if row is None else bytes(row[0])
 
+    def names(self, prefix: str) -> list[str]:
+        """The names that begin so, sorted."""
+        query = "SELECT name FROM vault WHERE substr(name, 1, ?) = ? ORDER BY name"
+        return [str(name) for (name,) in self._db.execute(query, (len(prefix), prefix))]
+
     def put(self, values: Mapping[str, bytes | None]) -> None:
         """Write all of them or none; None removes. On disk when this returns."""
         self._db.execute("BEGIN IMMEDIATE")

@@ -137,7 +137,7 @@ class LevelGrid(Grid):
         if self.kind == "number":
             return pd.Series(np.array([float(x) for x in self.levels] + [np.nan])[codes])
         return pd.Series(
-            pd.Categorical.from_codes(np.where(codes == self.missing, -1, codes), list(self.levels))
+            pd.Categorical.from_codes(np.where(codes == self.missing, -1, codes), pd.Index(list(self.levels)))
         )
 
     def allowed(self, wanted: object) -> NDArray[np.bool_]:
@@ -361,7 +361,7 @@ def _since_epoch(values: pd.Series, unit: str) -> Floats:
 
 def _isoformat(value: object) -> object:
     if isinstance(value, (dt.date, dt.datetime)):
-        return value.isoformat() if value is not pd.NaT else None
+        return None if pd.isna(value) else value.isoformat()
     return value if isinstance(value, str) else None
 
 

@@ -12,8 +12,8 @@ Whether a query can be answered must not depend on the records, or a refusal wou
 
     query     vector of a row                          clip C            sensitivity
     Counts    one-hot per counted column               √columns          C
-    Moments   off-diagonal blocks of φφᵀ, ‖φ‖² ≤ S     S/√2              C
-    Gradient  clipped gradient of the row's loss       C                 C + √d · lattice
+    Moments   off-diagonal blocks of φφᵀ, ‖φ‖² ≤ S     S√((p−1)/2p)      C          (p columns with features)
+    Gradient  clipped gradient of the row's loss       C                 C + √d · lattice, fast: + C · 2^−16
 
 A contribution (the un-noised sum) is not serialisable and never leaves the site.
 """
@@ -31,6 +31,10 @@ from cohortium.common.errors import ProtocolError
 
 LATTICE_BITS = 20
 MOMENT_BITS = 24
+MAX_PARAMETER = 50.0
+"""Largest size of a network's weight that a site computes with; trainers clip to it."""
+SUM_SLACK = 2.0**-16
+"""What the float64 sum of fast gradients may add to a sensitivity, as a part of C."""
 MAX_DIM = 8_000_000
 _CHUNK_ROWS = 65_536
 
@@ -69,9 +73,14 @@ class Query(Protocol):
 
 def lattice_of(clip_norm_l2: float, bits: int = LATTICE_BITS) -> float:
     """The largest power of two not above C·2^−bits: exactly representable, so that counts are exact on it."""
-    if not (math.isfinite(clip_norm_l2) and clip_norm_l2 > 0):
-        raise ProtocolError("QUERY-CLIP", "a clip norm is finite and above 0")
+    _check_clip(clip_norm_l2)
     return math.ldexp(1.0, math.floor(math.log2(clip_norm_l2)) - bits)
+
+
+def _check_clip(value: float) -> None:
+    """Beyond these powers of two a lattice or a square would leave what float64 holds exactly."""
+    if not (math.isfinite(value) and 2.0**-100 <= value <= 2.0**100):
+        raise ProtocolError("QUERY-CLIP", "a clip norm is finite and from 2**-100 to 2**100")
 
 
 def _rows(records: Records, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +174,9 @@ class Moments:
     bound_sq: S; a row's φ is scaled down to ‖φ‖² ≤ S. Blocks (c, c') with c < c', row-major, in order.
     by: (column, map to classes, classes): one such Gram per class of that column; a row adds to its class alone.
 
-    Guarantees: Σ_{c<c'} ‖φ_c φ_c'ᵀ‖² = (‖φφᵀ‖² − Σ_c ‖φ_c φ_cᵀ‖²)/2 ≤ S²/2, so C = S/√2, exact after rounding:
+    Guarantees: with s = ‖φ‖² ≤ S and p columns that have features, Σ_{c<c'} ‖φ_c φ_c'ᵀ‖² is
+    (‖φφᵀ‖² − Σ_c ‖φ_c φ_cᵀ‖²)/2 = (s² − Σ_c ‖φ_c‖⁴)/2, and s² = (Σ_c ‖φ_c‖²)² ≤ p Σ_c ‖φ_c‖⁴ (Cauchy–Schwarz):
+    at most S²(1 − 1/p)/2, so C = S √((p−1)/2p), reached where every column weighs the same. Exact after rounding:
     φ is rounded to a grid of step √lattice inside a ball small enough that rounding stays within √S.
         ‖φ‖² ≤ S  unscaled      NaN or inf in a feature   refused at construction      no rows   zeros
     """
@@ -181,8 +192,7 @@ class Moments:
             raise ProtocolError("QUERY-SHAPE", "moments need a feature table [codes, k] per column")
         if not all(np.isfinite(f).all() for f in self.features):
             raise ProtocolError("QUERY-VALUE", "a feature is not finite")
-        if not (math.isfinite(self.bound_sq) and self.bound_sq > 0):
-            raise ProtocolError("QUERY-CLIP", "the bound on a patient's features is finite and above 0")
+        _check_clip(self.bound_sq)
         if self.by is not None:
             _check_map(self.by[1], self.by[2])
         _check_dim(self.dim)
@@ -207,7 +217,8 @@ class Moments:
 
     @property
     def clip_norm_l2(self) -> float:
-        return self.bound_sq / math.sqrt(2.0)
+        columns = sum(w > 0 for w in self.widths)
+        return self.bound_sq * math.sqrt((columns - 1) / (2.0 * columns))
 
     @property
     def lattice(self) -> float:
@@ -354,6 +365,12 @@ class Gradient:
     Guarantees: a row's gradient is made finite before its norm is taken (NaN and inf become 0), scaled to norm
     ≤ C, and averaged over the patient's rows. Rounding adds at most one lattice unit a coordinate between
     neighbouring tables: sensitivity C + √d · lattice.
+    The fast path adds C · 2^−16 for its float64 sums. A row's term is the same bits wherever it stands (a network's
+    `gradient_sum` says so), so neighbouring sums differ by one patient's terms, norm ≤ C(1 + 1e-9), and by the two
+    sums' own errors: with blocks of b ≤ 2^11 rows and an exact sum over blocks (b + 8) · 2^−53 · n · C each,
+    together below C · 2^−17 for n ≤ 2^24 patients in one site's batch, far more than a hospital has.
+        a parameter beyond ±MAX_PARAMETER, NaN, inf     refused at construction: huge weights whose products cancel
+                                                        would turn any rounding into a large difference
     """
 
     network: dict[str, Any]
@@ -370,6 +387,8 @@ class Gradient:
             raise ProtocolError("QUERY-SHAPE", "parameters are one float32 vector")
         if not np.isfinite(self.parameters).all():
             raise ProtocolError("QUERY-VALUE", "a parameter is not finite")
+        if len(self.parameters) and float(np.abs(self.parameters).max()) > MAX_PARAMETER:
+            raise ProtocolError("QUERY-VALUE", f"a parameter lies beyond ±{MAX_PARAMETER:g}")
         if self.path not in ("exact", "fast"):
             raise ProtocolError("QUERY-VALUE", "path is 'exact' or 'fast'")
         lattice_of(self.clip_norm_l2)
@@ -385,7 +404,8 @@ class Gradient:
 
     @property
     def sensitivity_l2(self) -> float:
-        return self.clip_norm_l2 + math.sqrt(self.dim) * self.lattice
+        summed = self.clip_norm_l2 * SUM_SLACK if self.path == "fast" else 0.0
+        return self.clip_norm_l2 + math.sqrt(self.dim) * self.lattice + summed
 
     def check_codes(self, sizes: Sequence[int]) -> None:
         """Refuse maps that do not cover the fine codes `sizes`, or that lead outside the network's bins."""

@@ -96,13 +96,12 @@ class FederatedAsk:
         what became of it."""
         self.ledger.reserve(
             run=self.run, release_id=str(index), event=stage.event, count=stage.steps, plan_digest=self.plan.digest,
-            purpose=stage.name,
+            purpose=stage.name, sealed="" if void else digest(values.astype("<i8").tobytes()),
         )  # fmt: skip
         if void:
             self.ledger.advance(self.run, str(index), "BURNED")
-            return
-        self.ledger.advance(self.run, str(index), "SEALED", digest=digest(values.astype("<i8").tobytes()))
-        self.ledger.advance(self.run, str(index), "RELEASED", later=True)
+        else:
+            self.ledger.advance(self.run, str(index), "RELEASED", later=True)
 
     def _keep(self, index: int, answer: SiteSum, facts: dict[str, Any]) -> None:
         """On disk before the ledger says so, whole or not at all."""
@@ -123,9 +122,11 @@ class FederatedAsk:
                 "RESUME-QUERY", f"release {index} was answered for another question", where=(str(path),),
                 hint="resume with the version of Cohortium that began the run",
             )  # fmt: skip
-        if self.ledger.state(self.run, str(index)) == "NONE":
-            # A crash fell between the file and its line.
+        state = self.ledger.state(self.run, str(index))
+        if state == "NONE":  # a crash fell between the file and its line
             self._record(index, self.plan.stage_of(index), values, facts["void"])
+        elif state == "SEALED":  # or before its last line was written
+            self.ledger.advance(self.run, str(index), "RELEASED", later=True)
         return values, facts
 
 

@@ -241,10 +241,7 @@ def claims(plan: Plan, run: str, ledgers: Mapping[str, tuple[Book, str]]) -> dic
     """The sections `privacy` and `ledgers` of result.json. ledgers: owner -> (book, head hash)."""
     rows = spent_prices(plan, run, [book for book, _ in ledgers.values()])
     rehearsal = rehearsed(run, [book for book, _ in ledgers.values()])
-    statement = Statement(
-        epsilon=_epsilon(rows, "add-remove", plan.hospitals), delta=plan.delta, unit=plan.unit,
-        adjacency="add-remove", mode=plan.mode, hospitals=plan.hospitals,
-    )  # fmt: skip
+    statement = plan.statement(epsilon=_epsilon(rows, "add-remove", plan.hospitals))
     return {
         "privacy": {
             "delta": plan.delta,
@@ -327,12 +324,10 @@ def _wrong_prices(report: AuditReport, plan: Plan, privacy: dict[str, Any], *, r
             kind = f"{row['relation']}, {row['hospitals']} hospitals"
             return f"{kind}: claimed {claim}, the ledgers give {actual:.6g}"
     spent = _epsilon(report.epsilons, "add-remove", plan.hospitals)
-    expected = (plan.delta, plan.unit, "add-remove", plan.mode, plan.hospitals)
-    said = (statement.delta, statement.unit, statement.adjacency, statement.mode, statement.hospitals)
     sentence = (REHEARSED if rehearsal else "") + statement.sentence()
     if privacy.get("rehearsal") is not rehearsal or privacy.get("sentence") != sentence:
         return "the sentence is not that of the statement, or a rehearsal is not called one"
-    if said != expected or delta != plan.delta or not _close(statement.epsilon, spent):
+    if statement != plan.statement(epsilon=statement.epsilon) or delta != plan.delta or not _close(statement.epsilon, spent):
         return "the statement is not that of the plan and the ledgers"
     return ""
 

@@ -95,7 +95,10 @@ class RunFolder:
         try:
             return path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise UsageError("RUN-MISSING", "this is not a run's directory", where=(str(path),)) from None
+            raise UsageError(
+                "RUN-MISSING", "this is not a run's directory", where=(str(path),),
+                hint="name the folder that `cohortium simulate --out` made",
+            ) from None  # fmt: skip
 
 
 def new_run_id(study: str, *, seed: int | None = None) -> str:
@@ -122,6 +125,7 @@ def drive(
         courier=courier, key=key, identities=identities, mirror=mirror, timeout_s=ANSWER_TIMEOUT_S,
     )  # fmt: skip
     ledger = _study_ledger(folder.inner / "ledger.db", key)
+    final = False
     try:
         events.say("start", run=run, releases=plan.releases, plan=plan.digest)
         ledger.note("start", run=run, plan=plan.digest)
@@ -173,8 +177,9 @@ def drive(
             _evaluate(folder, study, plan, model, ask, seed)
         ledger.note("end", run=run, plan=plan.digest, model=digest((folder.inner / "model.npz").read_bytes()))
         events.say("fitted", run=run)
+        final = True
     finally:
-        _farewell(session, plan, run, mirror)
+        _farewell(session, plan, run, mirror, final=final)
         ledger.export(folder.inner / "ledger.jsonl")
         ledger.close()
         mirror.close()
@@ -256,13 +261,19 @@ def _evaluation_bins(codes: np.ndarray, grid: Grid, most: int) -> tuple[np.ndarr
     return table_, len(edges) + 2
 
 
-def _farewell(session: Session, plan: Plan, run: str, mirror: Mirror) -> None:
-    """Fetch the sites' last ledger lines; a site that is gone is asked again when the run resumes."""
+def _farewell(session: Session, plan: Plan, run: str, mirror: Mirror, *, final: bool) -> None:
+    """Fetch the sites' last ledger lines; a site that is gone is asked again when the run resumes.
+
+    final: the run came to its end and is not resumed, so the sites erase its keys.
+    """
     try:
         messages = {
-            site: Message(kind="run.finish", sender=COORDINATOR, fields={"run": run, "mirrored": mirror.size(site)})
+            site: Message(
+                kind="run.finish", sender=COORDINATOR,
+                fields={"run": run, "mirrored": mirror.size(site), "final": final},
+            )
             for site in plan.sites
-        }
+        }  # fmt: skip
         session.exchange(messages, "finish")
     except (PeerUnreachable, CheckFailed):
         return

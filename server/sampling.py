@@ -149,7 +149,7 @@ def _point(column: Column, value: str) -> Any:
             moment = pd.Timestamp(value)
         except ValueError:
             return None
-        if moment is pd.NaT:
+        if pd.isna(moment):
             return None
         moment = moment if moment.tzinfo is None else moment.tz_convert("UTC").tz_localize(None)
         return moment.normalize() if column.kind == "date" else moment

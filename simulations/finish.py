@@ -50,11 +50,16 @@ REHEARSAL = (
     "This is a rehearsal with --seed: its noise can be computed again by anyone who knows the seed. It shows what a "
     "study would give; it must not be published as private."
 )
+GUESSED = "guessed-ranges"
+"""The study ledger's note on a run whose dictionary holds levels or ranges that were read off a table."""
+GUESSED_WARNING = (
+    "The dictionary still holds levels or ranges that were guessed from a table (--accept-guessed-ranges). What they "
+    "tell about its rows is outside the ε: publish nothing unless they are checked or that table is public anyway."
+)
 NOISELESS = "Noise is switched off: there is no privacy at all. For tests only."
 
 SCORED_ROWS = 100_000
-"""Real rows and synthetic rows that the report scores at most: more would cost minutes and gigabytes, and move no
-figure by more than its interval."""
+"""Real rows and synthetic rows that the report scores at most: a million of each would cost minutes and gigabytes."""
 
 Progress = Callable[[str], None]
 
@@ -83,14 +88,21 @@ def finish(out: Path, *, progress: Progress = lambda _: None, score: bool = True
     progress("signing what is published")
     files = {name: _sha256(out / name) for name in ("synthetic.parquet", "synthetic.csv", "run/model.npz")}
     key = folder.key()
+    guessed = bool(facts.get("guessed_ranges"))
     with Ledger.open(folder.inner / "ledger.db", key) as ledger:
+        if guessed and not any(note["about"] == GUESSED for note in ledger.book.notes):
+            ledger.note(GUESSED, run=str(facts["run"]))
         ledger.note(PUBLISHED, run=str(facts["run"]), files=files)
         ledger.export(folder.inner / "ledger.jsonl")
     books = read_books(out, plan, facts)
     claimed = claims(plan, str(facts["run"]), books)
     warnings = tuple(
-        text for on, text in ((facts["rehearsal"], REHEARSAL), (not facts["noise"], NOISELESS)) if on
-    )
+        text
+        for on, text in (
+            (facts["rehearsal"], REHEARSAL), (not facts["noise"], NOISELESS), (guessed, GUESSED_WARNING),
+        )
+        if on
+    )  # fmt: skip
     report = _report_facts(folder, plan, facts, claimed, warnings, files, books, scored)
     progress("writing the report")
     result: dict[str, Any] = {
@@ -163,7 +175,8 @@ def _report_facts(
     rounds = tuple(
         RoundRow(
             round=index, purpose=event["purpose"], answered=tuple(event["sites"]), dropped=tuple(event["dropped"]),
-            seconds=float(event["seconds"]),
+            # An answer takes longer over more rows: finer than this, a time would be an un-noised measurement of them.
+            seconds=round(float(event["seconds"]), 1),
         )
         for index, event in sorted(last.items())
     )  # fmt: skip

@@ -22,7 +22,8 @@ import numpy as np
 import pandas as pd
 
 from cohortium.client.approval import approve, proposal_message
-from cohortium.client.guard import ROW_NAMES, open_guard, open_shared_guard
+from cohortium.client.guard import open_guard, open_shared_guard
+from cohortium.client.loading import ROW_NAMES
 from cohortium.client.policy import Policy, Rehearsal
 from cohortium.client.records import checked
 from cohortium.client.sources.base import read
@@ -115,7 +116,8 @@ def build(request: Request, study: Study, plan: Plan, worlds: dict[str, pd.DataF
         Policy(
             name=name, coordinator_key=coordinator.public_key().public_bytes_raw().hex(), table="data.parquet",
             lifetime_epsilon=CAP_FACTOR * max(study.privacy.epsilon, 1.0), lifetime_delta=study.privacy.delta,
-            minimum_sites=1, minimum_patients=0, generators=(plan.generator,), strategies=(plan.mode,),
+            unit=plan.unit, hospitals=plan.hospitals, minimum_sites=1, minimum_colluders=plan.colluders,
+            minimum_patients=0, generators=(plan.generator,), strategies=(plan.mode,),
             evaluation=study.evaluation is not None, rehearsal=rehearsal,
         ).save(site / "site.toml")  # fmt: skip
     message = proposal_message(
@@ -124,11 +126,12 @@ def build(request: Request, study: Study, plan: Plan, worlds: dict[str, pd.DataF
     envelope = seal(message, coordinator)
     (out / "proposal.bin").write_bytes(envelope)
     for name, officer in officers.items():
-        approve(out / "sites" / name, envelope, officer)
+        approve(out / "sites" / name, envelope, officer, check_table=False)  # `prepare` checked the whole
     facts = {
         "run": run, "public_keys": public, "split": request.split, "table": str(request.table),
         "seed": secrets.randbelow(2**31) if request.seed is None else request.seed,
         "rehearsal": request.seed is not None, "noise": request.noise, "exact": request.exact,
+        "guessed_ranges": request.accept_guessed_ranges and bool(study.schema.guessed),
     }  # fmt: skip
     (out / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
     keys = {"coordinator": coordinator.public_key().public_bytes_raw().hex(), **public}

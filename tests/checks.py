@@ -27,6 +27,7 @@ from hospital import (
     people,
     plan,
     schema,
+    sizes,
     stage,
     table,
     ward,
@@ -38,13 +39,15 @@ from cohortium.client import vault as vault_module
 from cohortium.client.gate import Gate
 from cohortium.client.guard import CODES, INTERNAL
 from cohortium.common.encoding import Records, encode, grids
+from cohortium.common.errors import ProtocolError
+from cohortium.common.generators.nade import Nade
 from cohortium.common.privacy import release as release_module
 from cohortium.common.privacy.budget import WHOLE
 from cohortium.common.privacy.entropy import Entropy, SeededEntropy, SystemEntropy
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.release import Mechanism, Released, release
 from cohortium.common.protocol.messages import Message
-from cohortium.common.queries import AnyQuery, Counts, LocalSteps
+from cohortium.common.queries import MAX_PARAMETER, AnyQuery, Counts, LocalSteps, Moments
 from cohortium.server.asking import _answer
 from cohortium.strategies.base import ask_message
 
@@ -98,9 +101,14 @@ def noise_of(query: AnyQuery, records: Records, **options: Any) -> np.ndarray:
     return released(query, records, **options).values - query.contribution(records).units
 
 
+def even() -> Moments:
+    """Columns that all weigh the same: the moments' bound is reached."""
+    return Moments(features=tuple(np.full((size, 2), 7.0) for size in sizes()), bound_sq=4.0)
+
+
 def all_queries() -> list[AnyQuery]:
     return [
-        counts(), counts(columns=(2,)), moments(), moments(scale=50.0), moments(by=True, scale=0.01),
+        counts(), counts(columns=(2,)), moments(), moments(scale=50.0), moments(by=True, scale=0.01), even(),
         gradient(clip_norm_l2=0.05), gradient(clip_norm_l2=0.05, path="fast"), gradient(clip_norm_l2=100.0),
     ]  # fmt: skip
 
@@ -149,6 +157,45 @@ def check_codes_depend_on_the_dictionary_alone() -> None:
     order = np.argsort(strange.codes[:, 1] != missing[1])
     assert list(strange.codes[order[0], :3]) == missing[:3] and strange.codes[order[1], 2] == missing[2]
     assert [grid.size for grid in grids(schema())] == before
+
+
+def check_a_row_adds_the_same_wherever_it_stands() -> None:
+    """Fast gradients: bit for bit alone, at a block's edge, beside a thousand others; two sums differ by one term."""
+    rng = np.random.default_rng(12)
+    network = Nade({"kind": "nade", "bins": [5, 84, 3, 20], "hidden": 16})
+    theta = rng.normal(0, 1, network.size).astype(np.float32)
+    rows = np.stack([rng.integers(0, size, network.block_rows + 50) for size in network.bins], axis=1)
+    mine = rows[0].copy()
+    alone = network.gradient_sum(theta, mine[None], np.ones(1), 1.0)
+    for many in (2, 7, 95, 999, network.block_rows, network.block_rows + 1, len(rows)):
+        for at in {0, many // 2, many - 1}:
+            some, weight = rows[:many].copy(), np.zeros(many)
+            some[at], weight[at] = mine, 1.0
+            assert np.array_equal(network.gradient_sum(theta, some, weight, 1.0), alone), (many, at)
+            sums = [network.gradient_sum(theta, x, np.ones(len(x)), 1.0) for x in (some, np.delete(some, at, 0))]
+            assert np.abs(sums[0] - sums[1] - alone).max() <= 1e-12, (many, at)
+
+
+def check_no_weight_of_a_network_is_larger_than_its_bound() -> None:
+    """Refused in a query, to the last float32 above it; clipped between a site's local steps."""
+    fitting = gradient().parameters
+    for value in (MAX_PARAMETER, -MAX_PARAMETER):
+        gradient(parameters=np.full_like(fitting, value))
+    for value in (np.nextafter(np.float32(MAX_PARAMETER), np.float32(100)), -51.0, 1e30, np.inf, np.nan):
+        parameters = fitting.copy()
+        parameters[-1] = value
+        try:
+            gradient(parameters=parameters)
+        except ProtocolError as refused:
+            assert refused.code == "QUERY-VALUE"
+        else:
+            raise AssertionError(f"a weight of {value} was taken")
+    local = LocalSteps(steps=3, learning_rate=1e6, denominator=1.0)
+    try:
+        moved = released(gradient(local=local), people(15), noise=0.0)
+    except ProtocolError as refused:
+        raise AssertionError("a local step went beyond the bound") from refused
+    assert 10 < np.abs(moved.values * moved.lattice).max() <= 2 * MAX_PARAMETER
 
 
 # ---- noise --------------------------------------------------------------------------------------------------
@@ -573,6 +620,84 @@ def check_the_lifetime_cap_counts_what_was_spent_before() -> None:
         states = [consortium.state("a", index) for index in (0, 1)]
         consortium.close()
     assert kinds == ["site.noised", "site.refused"] and states[1] == "NONE"
+
+
+def check_the_cap_is_always_counted_for_the_policys_number_of_hospitals() -> None:
+    """A patient in two hospitals by the policy: a plan priced for five is not counted for five, nor another for one."""
+    loud = [stage("one", "counts", 0, noise_multiplier=2.0)]
+    for agreed in (2, 5):
+        made = plan(stages=loud, epsilon=60.0, hospitals=agreed)
+        mine = made.price(hospitals=2)
+        for cap, expected in ((2.0 * mine, "site.noised"), (0.9 * mine, "site.refused")):
+            with scratch() as folder:
+                consortium = ward(Path(folder), made, lifetime_epsilon=cap, hospitals=2, seed=None)
+                kind = consortium.ask("a", 0, counts()).kind
+                consortium.close()
+            assert kind == expected, (agreed, cap, kind)
+
+
+def two_ballots(consortium: Ward, *, restore: bool) -> list[Message]:
+    """Site a is asked to sign {a, b, c}, then {a, b}; in between its vault may be put back to before the first."""
+    given: list[Message] = []
+    vault = consortium.directory("a") / "vault.db"
+
+    def asked(messages: Mapping[str, Message], label: str) -> dict[str, Message]:
+        if not label.endswith("/agree"):
+            return consortium.exchange(messages, label)
+        if restore:
+            consortium.kill("a")
+            before = vault.read_bytes()
+        given.append(consortium.say("a", messages["a"]))
+        if restore:
+            consortium.kill("a")
+            vault.write_bytes(before)
+        fields = messages["a"].fields
+        chosen = {**fields["survivors"], "survivors": ["a", "b"]}
+        second = Message(kind="run.survivors", sender="coordinator", fields={**fields, "survivors": chosen})
+        given.append(consortium.say("a", second))
+        given.append(consortium.say("a", messages["a"]))
+        raise _Enough
+
+    with contextlib.suppress(_Enough):
+        consortium.strategy(exchange=asked).answer(0, consortium.plan.stage_of(0), counts())
+    return given
+
+
+class _Enough(Exception):
+    pass
+
+
+def check_a_site_signs_one_survivor_set_even_with_an_older_vault() -> None:
+    """The ledger knows the set before the vote leaves; the same set again gets the same signature."""
+    for restore in (False, True):
+        with scratch() as folder:
+            consortium = quiet_ward(folder)
+            first, second, again = two_ballots(consortium, restore=restore)
+            with Ledger.open(consortium.directory("a") / "ledger.db") as ledger:
+                entry = ledger.book.entries[RUN, "0"]
+            consortium.close()
+        assert first.kind == "sum.vote" and entry.state == "UNMASKED", "a vote left and the ledger does not know"
+        assert entry.ballot == first.fields["ballot"], "the ledger does not name the set that was signed"
+        assert second.kind == "site.refused", "two survivor sets were signed"
+        assert again == first
+
+
+def check_a_finished_run_leaves_no_keys() -> None:
+    """After the last release nothing in the vault's files holds a channel key or a round's secret."""
+    with scratch() as folder:
+        consortium = quiet_ward(folder)
+        strategy = consortium.strategy()
+        private = consortium.guard("a")._vault_().get(f"channel/{RUN}")
+        assert private is not None
+        for index in range(consortium.plan.releases):
+            assert consortium.guard("a")._vault_().get(f"channel/{RUN}") == private
+            strategy.answer(index, consortium.plan.stage_of(index), counts(), next_dim=counts().dim)
+        vault = consortium.guard("a")._vault_()
+        names = [n for n in ("round/", "channel/", "channels/") if vault.names(n)]
+        left = b"".join(file.read_bytes() for file in consortium.directory("a").glob("vault.db*"))
+        consortium.close()
+    assert not names, "keys of a finished run are kept"
+    assert private not in left, "a removed key is still in a file"
 
 
 def check_removed_secrets_are_in_no_file_any_more() -> None:

@@ -56,7 +56,7 @@ BUGS = (
     ),
     bug(
         "clipping off, fast gradients", checks.check_one_patient_moves_an_answer_at_most_by_its_sensitivity,
-        Nade._chunk, ("weight * (clip / norm.clamp(min=clip))", "weight * (norm / norm)"),
+        Nade._block, ("weight * (clip / norm.clamp(min=clip))", "weight * (norm / norm)"),
     ),
     bug(
         "clipping off, moments", checks.check_one_patient_moves_an_answer_at_most_by_its_sensitivity,
@@ -69,6 +69,25 @@ BUGS = (
          "net.row_gradient(self.parameters, row)"),
         ("return Contribution(units=units)\n",
          "return Contribution(units=np.rint(_clipped(units * self.lattice, self.clip_norm_l2) / self.lattice))\n"),
+    ),
+    bug(
+        "blocks of as many rows as are left", checks.check_a_row_adds_the_same_wherever_it_stands,
+        Nade.gradient_sum,
+        ("_padded(bins[at : at + each], row_weight[at : at + each], each)",
+         "bins[at : at + each], row_weight[at : at + each]"),
+    ),
+    bug(
+        "weights of any size in a query", checks.check_no_weight_of_a_network_is_larger_than_its_bound,
+        Gradient.__post_init__, ("> MAX_PARAMETER:", "> 1e39:"),
+    ),
+    bug(
+        "weights of any size between local steps", checks.check_no_weight_of_a_network_is_larger_than_its_bound,
+        release._local_steps, ("np.clip(theta, -MAX_PARAMETER, MAX_PARAMETER, out=theta)", "pass"),
+    ),
+    bug(
+        "moments bounded as if no column were alone",
+        checks.check_one_patient_moves_an_answer_at_most_by_its_sensitivity,
+        Moments.clip_norm_l2.fget, ("(columns - 1) / (2.0 * columns)", "(columns - 1) / (3.0 * columns)"),
     ),
     bug(
         "every row counts, not every patient", checks.check_one_patient_moves_an_answer_at_most_by_its_sensitivity,
@@ -169,7 +188,7 @@ BUGS = (
     bug(
         "sent before it is recorded as sealed", checks.check_a_crash_never_gives_a_second_answer,
         Guard._again, ("if envelope is not None and", "return envelope\n        if envelope is not None and"),
-        ('state in ("SEALED", "RELEASED") and ', ""),
+        ('state in ("SEALED", "UNMASKED", "RELEASED") and ', ""),
     ),
     bug(
         "computed before it is charged", checks.check_a_release_is_charged_on_disk_before_it_is_computed,
@@ -190,6 +209,22 @@ BUGS = (
     bug(
         "a finished round's keys left in a file", checks.check_removed_secrets_are_in_no_file_any_more,
         Vault.put, ('self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")', "pass"),
+    ),
+    bug(
+        "a cap in whatever unit the plan brings", checks.check_the_cap_is_always_counted_for_the_policys_number_of_hospitals,
+        Gate._check_cap, ("hospitals=self._policy.hospitals", "hospitals=plan.hospitals"),
+    ),
+    bug(
+        "a vote that the ledger does not know", checks.check_a_site_signs_one_survivor_set_even_with_an_older_vault,
+        Guard._survivors, ("self._gate().voted(", "str("), ("ballot=vote.ballot)", "ballot=vote.ballot) if 0 else None"),
+    ),
+    bug(
+        "a second survivor set signed", checks.check_a_site_signs_one_survivor_set_even_with_an_older_vault,
+        Gate.voted, ("if entry.ballot != ballot:", "if False:"),
+    ),
+    bug(
+        "a finished run's keys kept", checks.check_a_finished_run_leaves_no_keys,
+        Guard._reveal, ("if index == proposal.plan.releases - 1:", "if False:"),
     ),
     bug(
         "a cap that forgets what was spent", checks.check_the_lifetime_cap_counts_what_was_spent_before,

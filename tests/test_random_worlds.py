@@ -91,16 +91,20 @@ def worlds(draw: st.DrawFn) -> dict[str, Any]:
     fields = draw(st.lists(columns(), min_size=1, max_size=5))
     for number, field in enumerate(fields):
         field["name"] = draw(st.sampled_from(["", "x ", "größe", "a:b", "sum"])) + f"c{number}"
-    usual = st.sampled_from(["good"] * 6 + ["wild", "wild", "constant", "missing", "odd"])
-    sites = draw(st.integers(1, 6))
+    usual = st.sampled_from(["good"] * 12 + ["wild", "wild", "constant", "missing", "odd"])
+    sites = draw(st.sampled_from([3, 3, 4, 5, 1, 2]))
+    unit = draw(st.sampled_from(["row", "patient"]))
+    sure = st.sampled_from([True] * 9 + [False])  # most worlds are ones that somebody would mean
+    holdouts = [0, 0.3] if unit == "patient" or not draw(sure) else [0]
     return {
-        "fields": fields, "rows": draw(st.sampled_from([0, 1, 2, 5, 20, 60])), "hows": [draw(usual) for _ in fields],
-        "numbers": draw(st.integers(0, 2**32)), "unit": draw(st.sampled_from(["row", "patient"])),
+        "fields": fields, "rows": draw(st.sampled_from([60, 20, 60, 20, 5, 2, 1, 0])), "hows": [draw(usual) for _ in fields],
+        "numbers": draw(st.integers(0, 2**32)), "unit": unit,
         "generator": draw(st.sampled_from(["auto", "mixture", "mixture", "autoregressive", "joined"])),
-        "mode": draw(st.sampled_from(["secure-sum", "secure-sum", "local"])), "sites": sites,
-        "survivors": draw(st.one_of(st.just(sites), st.integers(1, 6))), "colluders": draw(st.sampled_from([0, 0, 1])),
+        "mode": draw(st.sampled_from(["secure-sum", "secure-sum", "local"] if sites > 2 else ["local"] * 5 + ["secure-sum"])),
+        "sites": sites,
+        "survivors": sites if draw(sure) else draw(st.integers(1, 6)), "colluders": draw(st.sampled_from([0, 0, 1])),
         "epsilon": draw(st.sampled_from([1e-4, 0.01, 0.5, 3.0, 20.0, 1000.0])),
-        "split": draw(st.sampled_from(["iid", "iid", "dirichlet", "by"])), "holdout": draw(st.sampled_from([0, 0, 0.3])),
+        "split": draw(st.sampled_from(["iid", "iid", "dirichlet", "by"])), "holdout": draw(st.sampled_from(holdouts)),
         "noise": draw(st.sampled_from([True, True, True, False])), "target": draw(st.booleans()),
         "score": draw(st.integers(0, 3)) == 0,
     }  # fmt: skip

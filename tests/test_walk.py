@@ -85,16 +85,18 @@ def test_one_unit_of_budgets_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     key, coordinator = generate(), generate()
     policy = Policy(
         name="north", coordinator_key=coordinator.public_key().public_bytes_raw().hex(), table="data.parquet",
-        lifetime_epsilon=9.0, lifetime_delta=1e-6, minimum_sites=3, minimum_patients=0,
+        lifetime_epsilon=9.0, lifetime_delta=1e-6, unit="id", hospitals=1, minimum_sites=3,
+        minimum_colluders=0, minimum_patients=0,
         generators=("mixture",), strategies=("secure-sum",), evaluation=True,
     )  # fmt: skip
     ledger = Ledger.create(tmp_path / "ledger.db", "north", key)
     gate = Gate(policy=policy, ledger=ledger, key=key)
     question = Counts(columns=(0,), maps=(np.zeros(3, dtype=np.int32),), bins=(1,))
-    gate.open(plan=plan, run="walk", index=0, query=question)
+    codes = [grid.size for grid in grids(Study.load(file).schema)]
+    gate.open(plan=plan, run="walk", index=0, query=question, codes=codes)
     assert ledger.state("walk", "0") == "RESERVED"
     with pytest.raises(CohortiumError):
-        gate.open(plan=plan, run="walk", index=0, query=question)
+        gate.open(plan=plan, run="walk", index=0, query=question, codes=codes)
 
     # 3. Only listed kinds of messages leave, signed; numbers from records only with a permit.
     refusal = gate.send(Message(kind="site.refused", sender="north", fields={"code": "REFUSED"}))
@@ -118,4 +120,4 @@ def test_one_unit_of_budgets_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = audit(out)
     assert found.ok
     assert float(result["privacy"]["prices"][0]["epsilon"]) <= 3.0
-    assert "ε" in result["privacy"]["sentence"]
+    assert "differential privacy" in result["privacy"]["sentence"]

@@ -130,7 +130,8 @@ def for_picture(column: Column, values: pd.Series[Any], *, bars: int = 14) -> Ce
     x = numbers(column, values)
     x = x[~np.isnan(x)]
     distinct = np.unique(x)
-    if len(distinct) <= bars - 2 and not is_date(column) and np.all(distinct == np.rint(distinct)):
+    whole = not is_date(column) and bool(np.all(distinct == np.rint(distinct)))
+    if not len(distinct) or (len(distinct) <= bars - 2 and whole):
         edges = (distinct[1:] + distinct[:-1]) / 2
         labels = tuple(f"{v:.0f}" for v in distinct) if len(distinct) else ("any value",)
         return Cells(column=column, edges=edges, labels=(*labels, "missing"))

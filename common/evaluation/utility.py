@@ -16,7 +16,7 @@ import pandas as pd
 from cohortium.common.evaluation import cells, references
 from cohortium.common.evaluation.base import Figure
 from sklearn.ensemble import HistGradientBoostingClassifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
     from cohortium.common.schema import Column

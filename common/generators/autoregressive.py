@@ -19,7 +19,7 @@ from cohortium.common.generators.model import NadeModel
 from cohortium.common.generators.nade import Nade
 from cohortium.common.generators.steps import Adam, server_step
 from cohortium.common.generators.threads import one_thread
-from cohortium.common.queries import Gradient, LocalSteps
+from cohortium.common.queries import MAX_PARAMETER, Gradient, LocalSteps
 
 if TYPE_CHECKING:
     from cohortium.common.encoding import Grid
@@ -70,7 +70,7 @@ def train(
     progress: Progress | None,
 ) -> NDArray[np.float32]:
     """DP-SGD from `parameters`; the exponential average of the weights, float32 [d]. A void round moves nothing."""
-    here = parameters.astype(np.float64)
+    here = np.clip(parameters.astype(np.float64), -MAX_PARAMETER, MAX_PARAMETER)
     average = here.copy()
     expected = max(SAMPLING_RATE * measured.total, 1.0)
     local = None
@@ -103,7 +103,7 @@ def train(
             here = here + optimiser.step(answer.values / expected)
         else:
             here = here + on_updates.step(-answer.values)
-        here = np.clip(here, -50.0, 50.0)  # no noise, however large, makes a weight infinite
+        here = np.clip(here, -MAX_PARAMETER, MAX_PARAMETER)  # no noise, however large, makes a weight infinite
         keep = min(AVERAGE, (step + 1) / (step + 10))
         average = keep * average + (1 - keep) * here
         if progress is not None:

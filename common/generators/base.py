@@ -148,7 +148,10 @@ class Network(Protocol):
         row_weight: Floats,
         clip: float,
     ) -> Floats:
-        """Σ_r w_r · min(1, C/‖g_r‖) · g_r, float64 [d]; bins int [rows, columns], row_weight [rows]."""
+        """Σ_r w_r · min(1, C/‖g_r‖) · g_r, float64 [d]; bins int [rows, columns], row_weight [rows].
+
+        A row's term must be the same bits wherever it stands: `Gradient.sensitivity_l2` builds on it.
+        """
         ...
 
     def row_gradient(self, parameters: NDArray[np.float32], bins: NDArray[np.integer[Any]]) -> Floats:

@@ -214,7 +214,7 @@ def adaptive_bins(
     size = used if grid.required else used + 1
     map_ = np.append(label, used if not grid.required else 0).astype(np.int32)
     full = np.append(mass, gone)
-    held = np.bincount(map_, weights=full, minlength=size)
+    held = np.bincount(map_, weights=full, minlength=size).astype(np.float64)
     count = np.bincount(map_[:cells], minlength=size)
     within = np.zeros(grid.size)
     empty = held[label] <= 0

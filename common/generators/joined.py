@@ -117,7 +117,7 @@ def pretrain(
         if at == 0:
             order = rng.permutation(len(rows))
         batch = rows[order[at * PRETRAIN_BATCH : (at + 1) * PRETRAIN_BATCH]]
-        gradient = network.gradient_sum(here.astype(np.float32), batch, ones, 1e9)
+        gradient = network.plain_gradient(here.astype(np.float32), batch, ones)
         optimiser.rate = PRETRAIN_RATE * (1.0 - 0.9 * step / steps)
         here = here + optimiser.step(gradient / PRETRAIN_BATCH)
         if progress is not None and step % 50 == 0:

@@ -180,7 +180,7 @@ def measure(ask: Ask, *, grids: tuple[Grid, ...], facts: Facts, phases: tuple[Ph
             most=levels if g.categorical else numbers,
         )
         bins.append(b)
-        first.append(np.bincount(b.map, weights=cells, minlength=b.size))
+        first.append(np.bincount(b.map, weights=cells, minlength=b.size).astype(np.float64))
         first_sd.append(_bin_sd(b, cell_sd, group_sd))
     counted = _counts(ask, "bins", again, tuple(bins[c].map for c in again))
     total = total_mass(coarse.totals() + counted.totals())

@@ -115,7 +115,7 @@ def _tables(
 ) -> list[torch.Tensor]:
     return [
         torch.softmax(o + tilt[:, a:b] @ f.T, 1)
-        for o, f, a, b in zip(base.split(sizes), features, ends[:-1], ends[1:])
+        for o, f, a, b in zip(base.split_with_sizes(sizes), features, ends[:-1], ends[1:])
     ]
 
 

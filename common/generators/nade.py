@@ -6,12 +6,14 @@ and the loss of a row is −Σ_c log p(x_c | x_<c). With δ_c = p − onehot(x_c
 s_j = Σ_{c>j} g_c, the row's gradient is δ_c for o_c, h_c ⊗ δ_c for V_c, s_j on one row of E_j and Σ_c g_c for b.
 So its norm needs no gradient:
     ‖g‖² = Σ_c (1 + ‖h_c‖²) ‖δ_c‖² + ‖Σ_c g_c‖² + Σ_j ‖s_j‖².
-Everything is float64: the sums of different batches then differ by far less than a lattice unit.
+Everything is float64. Products run in blocks of one fixed number of rows, the last one padded with rows of weight 0:
+matrix libraries take other kernels for the rows left over at an edge, and a row's gradient must not depend on how
+many rows stand beside it. (On CUDA the library chooses its kernel by shape; one shape, one kernel.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,16 @@ from cohortium.common.errors import ProtocolError
 from cohortium.common.generators.base import Floats
 from cohortium.common.generators.threads import one_thread
 
-CHUNK_CELLS = 40_000_000  # rows × (hidden·columns + bins) held at once
+BLOCK_ROWS = 1056  # 11 · 96, a multiple of every kernel's tile (8, 12, 16, 24, 32, 48): no row is at an edge
+LEAST_BLOCK_ROWS = 96
+BLOCK_CELLS = 40_000_000  # rows × (hidden·columns + bins) held at once
 MOST_HIDDEN = 256
 MOST_BINS = 1_000_000
 HOST = "cpu"
 
 Bins2 = NDArray[np.integer[Any]]
+Weights = tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]
+"""b, and (E_c, V_c, o_c) of each column."""
 
 
 class Nade:
@@ -38,11 +44,13 @@ class Nade:
         """device: where it computes; CUDA where there is one, else the processor. Both in float64."""
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else HOST))
         bins, hidden = spec.get("bins"), spec.get("hidden")
-        good = isinstance(bins, list) and bins and all(type(b) is int and b >= 1 for b in bins)
-        if not good or type(hidden) is not int or not 1 <= hidden <= MOST_HIDDEN or sum(bins) > MOST_BINS:
-            raise ProtocolError(
-                "NETWORK-SPEC", "a nade needs a list of bins >= 1 and hidden between 1 and 256"
-            )
+        wrong = ProtocolError(
+            "NETWORK-SPEC", "a nade needs a list of bins >= 1 and hidden between 1 and 256"
+        )
+        if not isinstance(bins, list) or not bins or not all(type(b) is int and b >= 1 for b in bins):
+            raise wrong
+        if type(hidden) is not int or not 1 <= hidden <= MOST_HIDDEN or sum(bins) > MOST_BINS:
+            raise wrong
         self.bins: tuple[int, ...] = tuple(bins)
         self.hidden: int = hidden
         self._spans: list[tuple[int, int, int, int]] = []  # starts of E_c, V_c, o_c and the end
@@ -54,6 +62,14 @@ class Nade:
             at = o + size
             self._spans.append((e, v, o, at))
         self.size = at
+        self._first = torch.tensor(np.cumsum((0, *self.bins[:-1])))[:, None]
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of every product of `gradient_sum`: public, from the spec alone."""
+        cells = self.hidden * len(self.bins) * 3 + 2 * sum(self.bins)
+        fit = BLOCK_CELLS // cells // LEAST_BLOCK_ROWS * LEAST_BLOCK_ROWS
+        return max(LEAST_BLOCK_ROWS, min(BLOCK_ROWS, fit))
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -69,7 +85,7 @@ class Nade:
             out[o:end] = np.log(p / p.sum())
         return out.astype(np.float32)
 
-    def _split(self, parameters: NDArray[Any], device: torch.device | str) -> tuple[torch.Tensor, list[Any]]:
+    def _split(self, parameters: NDArray[Any], device: torch.device | str) -> Weights:
         flat = torch.as_tensor(parameters, dtype=torch.float64, device=device)
         h = self.hidden
         parts = []
@@ -81,79 +97,97 @@ class Nade:
     def gradient_sum(
         self, parameters: NDArray[np.float32], bins: Bins2, row_weight: Floats, clip: float
     ) -> Floats:
-        """Σ_r w_r · min(1, C/‖g_r‖) · g_r, float64 [d]. A row whose norm is not finite adds nothing."""
+        """Σ_r w_r · min(1, C/‖g_r‖) · g_r, float64 [d]. A row whose norm is not finite adds nothing.
+
+        Guarantees: a row's term is the same to the last bit wherever the row stands and whoever stands beside it,
+        and has norm ≤ w_r·C but for 1e-9 of it: the norm is a sum of squares of the very numbers that are added.
+        What the float64 sum of n rows of weight 1 adds to that is at most (block_rows + 8) · 2^−53 · n · C.
+            no rows     zeros       weight 0    nothing at all
+        """
         total = torch.zeros(self.size, dtype=torch.float64, device=self._device)
-        each = max(1, CHUNK_CELLS // (self.hidden * len(self.bins) * 3 + 2 * sum(self.bins)))
-        with one_thread():  # matrices this thin only get slower
+        lost = torch.zeros_like(total)
+        each, weights = self.block_rows, self._split(parameters, self._device)
+        with one_thread():  # matrices this thin only get slower, and sums keep one order
             for at in range(0, len(bins), each):
-                total += self._chunk(parameters, bins[at : at + each], row_weight[at : at + each], clip)[0]
-        return total.cpu().numpy()
+                some, weight = _padded(bins[at : at + each], row_weight[at : at + each], each)
+                _add_exactly(total, lost, self._block(weights, some, weight, clip)[0])
+        return (total + lost).cpu().numpy()
 
     def plain_gradient(self, parameters: NDArray[np.float32], bins: Bins2, row_weight: Floats) -> Floats:
         """Σ_r w_r · g_r, float64 [d]: not clipped, for no release; what DP-SGD is measured against."""
         with one_thread():
-            return self._chunk(parameters, bins, row_weight, None)[0].cpu().numpy()
+            return self._block(self._split(parameters, self._device), bins, row_weight, None)[0].cpu().numpy()
 
     def row_gradient(self, parameters: NDArray[np.float32], bins: Bins2) -> Floats:
         """The gradient of one row, unclipped."""
-        return self._chunk(parameters, np.asarray(bins)[None, :], np.ones(1), None)[0].cpu().numpy()
+        one = np.asarray(bins)[None, :]
+        return self._block(self._split(parameters, self._device), one, np.ones(1), None)[0].cpu().numpy()
 
     def losses(self, parameters: NDArray[np.float32], bins: Bins2) -> Floats:
         """−log p of each row."""
-        return self._chunk(parameters, bins, np.ones(len(bins)), None)[1].cpu().numpy()
+        p = self._block(self._split(parameters, self._device), bins, np.ones(len(bins)), None)[1]
+        return -torch.log(p.clamp(min=1e-300)).sum(0).cpu().numpy()
 
-    def _chunk(
-        self, parameters: NDArray[Any], bins: Bins2, row_weight: Floats, clip: float | None
+    def _block(
+        self, weights: Weights, bins: Bins2, row_weight: Floats, clip: float | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(Σ_r w_r · min(1, C/‖g_r‖) · g_r, −log p of each row). δ lies [bins, rows]: sums over bins vectorise."""
-        bias, parts = self._split(parameters, self._device)
+        """(Σ_r w_r · min(1, C/‖g_r‖) · g_r, p of the bin of each row [columns, rows]).
+
+        δ of all columns lie in one [bins, rows]: sums over bins vectorise.
+        """
+        bias, parts = weights
         kind: Any = {"dtype": torch.float64, "device": self._device}
         x = torch.as_tensor(np.array(bins.T, dtype=np.int64, order="C"), device=self._device)
         columns, rows = x.shape
-        hidden, after = (
-            torch.empty(columns, rows, self.hidden, **kind),
-            torch.empty(columns, rows, self.hidden, **kind),
-        )
-        deltas: list[torch.Tensor] = []
-        square, loss = torch.zeros(rows, **kind), torch.zeros(rows, **kind)
-        a = bias.expand(rows, -1).clone()
-        for c, (e, v, o) in enumerate(parts):
-            h = torch.clamp(a, min=0.0, out=hidden[c])
-            delta = _product(v.T, h.T).add_(o[:, None])
-            _exp_(delta.sub_(delta.amax(0))).div_(delta.sum(0))
-            at = x[c][None]
-            mine = delta.gather(0, at)
-            loss -= torch.log(mine[0].clamp(min=1e-300))
-            delta.scatter_(0, at, mine - 1.0)
-            if clip is not None:
-                square.addcmul_(_squares(h, 1).add_(1.0), _squares(delta, 0))
-            g = _product(delta.T, v.T, out=after[c])
-            torch.ops.aten.threshold_backward.grad_input(g, h, 0.0, grad_input=g)  # g · 1[a > 0] in one pass
-            deltas.append(delta)
-            if c < columns - 1:
-                a += e.index_select(0, x[c])
+        hidden = torch.empty(columns, rows, self.hidden, **kind)
+        hidden[0] = bias
+        for c, (e, _, _) in enumerate(parts[:-1]):
+            torch.index_select(e, 0, x[c], out=hidden[c + 1])
+            hidden[c + 1] += hidden[c]
+        hidden.clamp_(min=0.0)
+        after, delta = torch.empty_like(hidden), torch.empty(sum(self.bins), rows, **kind)
+        deltas = delta.split_with_sizes(self.bins)
+        for d, h, (_, v, o) in zip(deltas, hidden, parts, strict=True):
+            _product(v.T, h.T, out=d).add_(o[:, None])
+            _exp_(d.sub_(d.amax(0))).div_(d.sum(0))
+        mine = x + self._first.to(self._device)
+        p = delta.gather(0, mine)
+        delta.scatter_(0, mine, p - 1.0)
+        for c, (d, (_, v, _)) in enumerate(zip(deltas, parts, strict=True)):
+            _product(d.T, v.T, out=after[c])
+        torch.ops.aten.threshold_backward.grad_input(after, hidden, 0.0, grad_input=after)  # g · 1[a > 0]
         # s_j = Σ_{c>j} g_c; summed from the end, entry 0 is Σ_c g_c, the gradient of b.
         for c in range(columns - 2, -1, -1):
             after[c] += after[c + 1]
         weight = torch.as_tensor(row_weight, **kind)
         if clip is not None:
-            for c in range(columns):
-                square += _squares(after[c], 1)
-            norm = torch.sqrt(square)
+            norm = torch.sqrt(self._norm_sq(hidden, after, deltas))
             finite = torch.isfinite(norm)
             weight = torch.where(finite, weight * (clip / norm.clamp(min=clip)), torch.zeros_like(norm))
             if not bool(finite.all()):  # 0 · NaN would still be NaN
-                for part in (after, hidden, *deltas):
+                for part in (after, hidden, delta):
                     part.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        delta.mul_(weight)
+        after.mul_(weight[:, None])
         out = torch.zeros(self.size, **kind)
-        out[: self.hidden] = weight @ after[0]
+        out[: self.hidden] = after[0].sum(0)
         for c, (e, v, o, end) in enumerate(self._spans):
-            scaled = deltas[c].mul_(weight)
-            _product(hidden[c].T, scaled.T, out=out[v:o].view(self.hidden, -1))
-            out[o:end] = scaled.sum(1)
+            _product(hidden[c].T, deltas[c].T, out=out[v:o].view(self.hidden, -1))
+            out[o:end] = deltas[c].sum(1)
             if c < columns - 1:
-                _add_rows(out[e:v].view(-1, self.hidden), x[c], after[c + 1].mul_(weight[:, None]))
-        return out, loss
+                _add_rows(out[e:v].view(-1, self.hidden), x[c], after[c + 1])
+        return out, p
+
+    def _norm_sq(
+        self, hidden: torch.Tensor, after: torch.Tensor, deltas: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """‖g‖² of each row, from the numbers that its gradient is made of: [rows]."""
+        columns, rows, units = hidden.shape
+        outer = _squares(hidden.view(-1, units), 1).view(columns, rows).add_(1.0)
+        square = _squares(after.view(-1, units), 1).view(columns, rows).sum(0)
+        for c, d in enumerate(deltas):
+            square.addcmul_(outer[c], _squares(d, 0))
+        return square
 
     def draw(
         self,
@@ -184,6 +218,23 @@ class Nade:
             if c < len(parts) - 1:
                 a += e.float()[x]
         return out, log_weight
+
+
+def _padded(bins: Bins2, row_weight: Floats, rows: int) -> tuple[Bins2, Floats]:
+    """Exactly `rows` rows: those missing have weight 0 and lie in bin 0 of every column."""
+    if len(bins) == rows:
+        return bins, row_weight
+    some, weight = np.zeros((rows, bins.shape[1]), dtype=bins.dtype), np.zeros(rows)
+    some[: len(bins)], weight[: len(bins)] = bins, row_weight
+    return some, weight
+
+
+def _add_exactly(total: torch.Tensor, lost: torch.Tensor, more: torch.Tensor) -> None:
+    """total += more, and to `lost` what rounding drops (two-sum, Knuth): the error does not grow with the blocks."""
+    before = total.clone()
+    total += more
+    here = total - before
+    lost += (before - (total - here)) + (more - here)
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

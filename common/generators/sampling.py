@@ -58,7 +58,7 @@ def to_fine(bins: Bins, chosen: NDArray[np.int64], u: Floats, allowed: NDArray[n
 
 def bin_share(bins: Bins, allowed: NDArray[np.bool_]) -> Floats:
     """Which part of each bin a condition allows; a bin without noised mass on it counts its codes."""
-    share = np.bincount(bins.map, weights=bins.within * allowed, minlength=bins.size)
+    share: Floats = np.bincount(bins.map, weights=bins.within * allowed, minlength=bins.size).astype(np.float64)
     if not share.sum() > 0:
         share = np.bincount(bins.map, weights=allowed, minlength=bins.size) / np.bincount(bins.map, minlength=bins.size)
     return np.clip(share, 0.0, 1.0)
@@ -93,8 +93,10 @@ def decode(
     out = {}
     for i, (c, g) in enumerate(zip(schema.modelled, grids)):
         u, wanted = rng.random(len(codes)), (where or {}).get(c.name)
-        bounded = isinstance(g, NumberGrid) and isinstance(wanted, tuple) and len(wanted) == 2
-        out[c.name] = g.decode_between(codes[:, i], u, wanted) if bounded else g.decode(codes[:, i], u)
+        if isinstance(g, NumberGrid) and isinstance(wanted, tuple) and len(wanted) == 2:
+            out[c.name] = g.decode_between(codes[:, i], u, wanted)
+        else:
+            out[c.name] = g.decode(codes[:, i], u)
     return pd.DataFrame(out)
 
 

@@ -124,6 +124,8 @@ class Statement:
     """The guarantee, as printed wherever results are. Made from a ledger's events, never typed in.
 
     epsilon: infinity when something non-private was run. hospitals: in how many sites one patient may be.
+    survivors, colluders, sites: t, c and n of a secure sum, whose guarantee holds under no other condition; None in
+    local mode, which has none.
     """
 
     epsilon: float
@@ -132,6 +134,9 @@ class Statement:
     adjacency: Relation
     mode: Mode
     hospitals: int = 1
+    survivors: int | None = None
+    colluders: int | None = None
+    sites: int | None = None
 
     def __post_init__(self) -> None:
         if not self.epsilon >= 0:
@@ -142,12 +147,21 @@ class Statement:
             raise ProtocolError("STATEMENT-VALUE", "unknown adjacency or trust mode")
         if not self.unit or type(self.hospitals) is not int or self.hospitals < 1:
             raise ProtocolError("STATEMENT-VALUE", "a statement names its unit and at least one hospital")
+        trusted = (self.colluders, self.survivors, self.sites)
+        if self.mode == "local" and trusted != (None, None, None):
+            raise ProtocolError("STATEMENT-VALUE", "in local mode no number of sites is trusted")
+        if self.mode == "secure-sum":
+            whole = [number for number in trusted if type(number) is int]
+            if len(whole) != 3 or not 0 <= whole[0] < whole[1] <= whole[2]:
+                raise ProtocolError("STATEMENT-VALUE", "a secure sum's statement names 0 <= c < t <= n")
 
     def sentence(self) -> str:
         """One sentence; epsilon is rounded up, so that the printed number is never below the real one."""
         where = "one hospital" if self.hospitals == 1 else f"up to {self.hospitals} hospitals"
+        side = {0: "none of them sides", 1: "at most 1 of them sides"}
         who = {
-            "secure-sum": "if enough sites are honest and present; nobody has to trust the coordinator",
+            "secure-sum": f"as long as at least {self.survivors} of {self.sites} sites stay to the end of each round and "
+            f"{side.get(self.colluders or 0, f'at most {self.colluders} of them side')} with the coordinator",
             "local": "even if every other hospital and the coordinator are dishonest",
         }[self.mode]
         if math.isinf(self.epsilon):
@@ -156,7 +170,7 @@ class Statement:
         thing = "one record" if self.unit == "row" else f"all records of one {self.unit}"
         return (
             f"({rounded_up(self.epsilon)}, {self.delta:g})-differential privacy: {change.lower()} {thing} "
-            f"({self.adjacency} adjacency, in {where}) changes the odds of any result at most "
+            f"({self.adjacency} adjacency, in {where}) changes the odds of any result from this one run at most "
             f"by that much, {who} (trust mode {self.mode})."
         )
 
@@ -168,6 +182,9 @@ class Statement:
             "adjacency": self.adjacency,
             "mode": self.mode,
             "hospitals": self.hospitals,
+            "survivors": self.survivors,
+            "colluders": self.colluders,
+            "sites": self.sites,
         }
 
     @classmethod
@@ -180,6 +197,9 @@ class Statement:
                 adjacency=value["adjacency"],
                 mode=value["mode"],
                 hospitals=value["hospitals"],
+                survivors=value["survivors"],
+                colluders=value["colluders"],
+                sites=value["sites"],
             )
         except (KeyError, TypeError, ValueError):
             raise ProtocolError("STATEMENT-FORM", "a statement that cannot be read") from None

@@ -181,6 +181,8 @@ class Book:
             )
         if not (digest == "" or is_hex(digest, 32)) or (state == "SEALED" and not digest):
             raise ProtocolError("LEDGER-FORM", "sealing names the SHA-256 of the sealed bytes")
+        if state != "SEALED" and digest and entry.ballot not in ("", digest):
+            raise Refused("LEDGER-BALLOT", f"release {entry.release!r} is closed by the survivor set that it names")
         entry.state = state
         if state == "SEALED":
             entry.digest = digest

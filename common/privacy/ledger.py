@@ -137,11 +137,19 @@ class Ledger:
         count: int,
         plan_digest: str,
         purpose: str,
+        sealed: str = "",
     ) -> Line:
-        """Charge a release, on disk before this returns. Refused LEDGER-ONCE the second time in a run."""
+        """Charge a release, on disk before this returns. Refused LEDGER-ONCE the second time in a run.
+
+        sealed: digest of what is already there, for a study's line of what its sites have charged: SEALED in the
+        same transaction, so that no crash can come between and burn it.
+        """
         fields = {"run": run, "release": release_id, "attempt": attempt, "event": event.to_json()}
         fields |= {"count": count, "plan": plan_digest, "purpose": purpose}
-        return self._write([{"kind": "reserve", **fields}])
+        bodies: list[dict[str, Any]] = [{"kind": "reserve", **fields}]
+        if sealed:
+            bodies.append({"kind": "advance", "run": run, "release": release_id, "state": "SEALED", "digest": sealed})
+        return self._write(bodies)
 
     def advance(
         self, run: str, release_id: str, state: State, digest: str | None = None, *, later: bool = False
@@ -291,12 +299,14 @@ class Ledger:
         chain.write_jsonl(self.lines(), Path(path))
 
     def close(self) -> None:
-        if self._key is not None:
-            self.flush()
-        self._db.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        try:
+            if self._key is not None:
+                self.flush()
+        finally:  # a full disk must not keep the lock
+            self._db.close()
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
 
     def __enter__(self) -> Self:
         return self

@@ -131,6 +131,9 @@ class Plan:
             raise ProtocolError("PLAN-VALUE", "a plan's epsilon, delta or holdout is out of range")
         if self.hospitals < 1 or self.rows < 1:
             raise ProtocolError("PLAN-VALUE", "a plan's hospitals or rows are out of range")
+        if self.holdout > 0 and self.unit == "row":
+            # A row's identity is its position: removing one would move others between training and held out.
+            raise ProtocolError("PLAN-HOLDOUT", "patients can be held out only where a column names them")
         if not all(isinstance(site, str) for site in self.sites):
             raise ProtocolError("PLAN-SITES", "a site's name is a text")
         if not self.sites or len(set(self.sites)) != len(self.sites) or tuple(sorted(self.sites)) != self.sites:
@@ -193,10 +196,14 @@ class Plan:
                     done.append((stage.event, stage.count))
                     yield stage, accountant.epsilon(done, delta=self.delta, hospitals=self.hospitals)
 
-    def statement(self) -> Statement:
+    def statement(self, *, epsilon: float | None = None) -> Statement:
+        """The guarantee under this plan. epsilon: what was charged, from the ledgers; None: the whole plan's price."""
+        secure = self.mode == "secure-sum"
         return Statement(
-            epsilon=self.price(), delta=self.delta, unit=self.unit, adjacency="add-remove", mode=self.mode,
-            hospitals=self.hospitals,
+            epsilon=self.price() if epsilon is None else epsilon, delta=self.delta, unit=self.unit,
+            adjacency="add-remove", mode=self.mode, hospitals=self.hospitals,
+            survivors=self.survivors if secure else None, colluders=self.colluders if secure else None,
+            sites=len(self.sites) if secure else None,
         )  # fmt: skip
 
     def bytes_per_site(self) -> int:

@@ -23,7 +23,7 @@ from cohortium.common.encoding import Records
 from cohortium.common.errors import ProtocolError
 from cohortium.common.privacy.budget import WHOLE, Event
 from cohortium.common.privacy.entropy import Entropy, Keystream, Purpose, patient_uniforms
-from cohortium.common.queries import AnyQuery, Gradient
+from cohortium.common.queries import MAX_PARAMETER, AnyQuery, Gradient
 
 _BLOCK = 1 << 20
 UPDATE_LATTICE = 2.0**-24
@@ -123,6 +123,7 @@ def _local_steps(
         gradient = noised / local.denominator + local.fedprox_mu * (theta - start)
         theta = theta - local.learning_rate * gradient
         np.nan_to_num(theta, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        np.clip(theta, -MAX_PARAMETER, MAX_PARAMETER, out=theta)  # what the next step's gradient may be asked at
     values = np.rint((theta - start) / UPDATE_LATTICE)
     bounded = np.clip(values, -(2.0**60), 2.0**60).astype(np.int64)
     return Released(values=bounded, lattice=UPDATE_LATTICE, event=how.event, count=local.steps)

@@ -19,7 +19,8 @@ from statistics import median
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cohortium.client.guard import ROW_NAMES, open_guard
+from cohortium.client.guard import open_guard
+from cohortium.client.loading import ROW_NAMES
 from cohortium.client.records import records
 from cohortium.client.sources.base import read
 from cohortium.client.vault import Vault
@@ -270,6 +271,8 @@ class _Parts:
             with part("protocol"):
                 vote = round_.sign_survivors(chosen_set)
                 server.add_vote(vote)
+            with part("ledger"):
+                self._ledgers[site].advance("run", str(turn), "UNMASKED", digest=vote.ballot)
             with part("vault"):
                 self._vaults[site].put({f"round/{turn}": round_.to_state()})
             with part("envelopes"):

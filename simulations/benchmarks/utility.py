@@ -88,7 +88,7 @@ rows = {rows}
 
 
 def one(world: World, ruler: ModuleType, data: Path, *, epsilon: float, seed: int, generator: str, delta: float,
-        colluders: int, pooled: bool, folder: Path) -> dict[str, Any]:  # fmt: skip
+        colluders: int, pooled: bool, folder: Path, rows_factor: int) -> dict[str, Any]:  # fmt: skip
     """Simulate once and score."""
     schema = json.loads((data / f"{world.table}.schema.json").read_text())
     whole = pd.read_parquet(data / f"{world.table}.parquet")
@@ -98,7 +98,7 @@ def one(world: World, ruler: ModuleType, data: Path, *, epsilon: float, seed: in
     patients = int(round(train[world.unit].nunique(), -3)) or 1000
     text = study_text(
         world, dictionary=data / f"{world.table}.schema.json", epsilon=epsilon, delta=delta, generator=generator,
-        rows=len(train), survivors=world.sites, colluders=colluders, patients=patients,
+        rows=rows_factor * len(train), survivors=world.sites, colluders=colluders, patients=patients,
     )  # fmt: skip
     (folder / "study.toml").write_text(text)
     study = Study.load(folder / "study.toml")
@@ -115,7 +115,7 @@ def one(world: World, ruler: ModuleType, data: Path, *, epsilon: float, seed: in
         run(folder / "out")
         model, made = RunFolder(root=folder / "out").model(), RunFolder(root=folder / "out").grids()
     fitted = time.process_time() - started
-    synthetic = sample_table(model, study.schema, made, len(train), seed=seed)
+    synthetic = sample_table(model, study.schema, made, rows_factor * len(train), seed=seed)
     scores = ruler.score(schema, world.target, train, test, _plain(synthetic), world.skip)
     return {
         "table": world.table, "epsilon": epsilon, "seed": seed, "generator": plan.generator, "colluders": colluders,
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--generator", default="auto")
     parser.add_argument("--delta", type=float, default=1e-5)
     parser.add_argument("--colluders", type=int, default=1)
+    parser.add_argument("--rows-factor", type=int, default=1, help="synthetic rows, in numbers of training rows")
     parser.add_argument("--pooled", action="store_true")
     args = parser.parse_args()
     spec = importlib.util.spec_from_file_location("ruler", args.ruler)
@@ -157,6 +158,7 @@ def main() -> None:
                     result = one(
                         WORLDS[name], ruler, args.data.resolve(), epsilon=epsilon, seed=seed, generator=args.generator,
                         delta=args.delta, colluders=args.colluders, pooled=args.pooled, folder=scratch / "run",
+                        rows_factor=args.rows_factor,
                     )  # fmt: skip
                 finally:
                     shutil.rmtree(scratch, ignore_errors=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hospital import RUN, key, plan, policy, proposal, schema, stage, ward
+from hospital import RUN, key, plan, policy, proposal, schema, stage, table, ward
 
 from cohortium.client.approval import approve, load_approved, proposal_message, read_proposal
-from cohortium.common.errors import CohortiumError, ProtocolError, Refused
+from cohortium.common.errors import CohortiumError, ProtocolError, Refused, TableError, UsageError
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.protocol.messages import Message, seal
 from cohortium.strategies.base import COORDINATOR
@@ -109,6 +109,7 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "no JSON": ("PROPOSAL-FORM", {"blobs": {"dictionary": b"{"}}),
     "another dictionary": ("PROPOSAL-DICTIONARY", {"blobs": {"dictionary": other_dictionary()}}),
     "other sites' keys": ("PROPOSAL-SITES", {"fields": {"identities": {"b": "00" * 32}}}),
+    "one key under two names": ("PROPOSAL-KEYS", {}),
     "keys that are none": ("PROPOSAL-FORM", {"fields": {"identities": {"a": "xyz"}}}),
     "keys that are a list": ("PROPOSAL-FORM", {"fields": {"identities": ["a"]}}),
 }
@@ -118,7 +119,13 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
 def test_a_proposal_that_does_not_fit_together_is_refused(why: str, site: Path) -> None:
     code, change = BAD[why]
     with pytest.raises(CohortiumError) as caught:
-        approve(site, seal(message(plan(), **change), key(COORDINATOR)), key(OFFICER))
+        agreed = plan()
+        if code == "PROPOSAL-KEYS":
+            agreed = plan(("a", "b", "c"))
+            twice = key("b").public_key().public_bytes_raw().hex()
+            mine = key("a").public_key().public_bytes_raw().hex()
+            change = {"fields": {"identities": {"a": mine, "b": twice, "c": twice}}}
+        approve(site, seal(message(agreed, **change), key(COORDINATOR)), key(OFFICER))
     assert caught.value.code == code
     assert not (site / "approved").exists()
 
@@ -137,6 +144,66 @@ def test_a_plan_that_the_policy_forbids_is_not_approved(site: Path) -> None:
     with pytest.raises(Refused, match="POLICY-SITE"):
         approve(site, proposal(plan(("b",))), key(OFFICER))
     assert not (site / "approved").exists()
+
+
+def test_a_proposal_with_another_key_for_this_site_is_not_approved(site: Path) -> None:
+    other = key("somebody").public_key().public_bytes_raw().hex()
+    with pytest.raises(Refused, match="PROPOSAL-OWN-KEY"):
+        approve(site, seal(message(plan(), fields={"identities": {"a": other}}), key(COORDINATOR)), key(OFFICER))
+    assert not (site / "approved").exists()
+
+
+def test_what_was_approved_is_not_exchanged_under_the_same_run(site: Path) -> None:
+    approve(site, proposal(plan()), key(OFFICER))
+    approve(site, proposal(plan()), key(OFFICER))  # the very same again is no harm
+    with pytest.raises(Refused, match="PROPOSAL-EXISTS"):
+        approve(site, proposal(plan(rows=11)), key(OFFICER))
+    assert load(site).plan == plan()
+
+
+def test_only_known_peers_where_the_officer_lists_them(site: Path) -> None:
+    three = plan(("a", "b", "c"), mode="secure-sum")
+    known = {name: key(name).public_key().public_bytes_raw().hex() for name in ("b", "c")}
+    other = {**known, "c": key("somebody").public_key().public_bytes_raw().hex()}
+    for peers in ({"b": known["b"]}, other, {}):
+        policy("a", peers=tuple(sorted(peers.items()))).save(site / "site.toml")
+        with pytest.raises(Refused, match="POLICY-PEERS"):
+            approve(site, proposal(three), key(OFFICER))
+    pinned = policy("a", peers=tuple(sorted(known.items())))
+    pinned.save(site / "site.toml")
+    approve(site, proposal(three), key(OFFICER))
+    assert load_approved(site, pinned, RUN).plan == three
+    with pytest.raises(Refused, match="POLICY-PEERS"):  # a key that the officer strikes out later
+        load_approved(site, policy("a", peers=()), RUN)
+
+
+def test_a_plan_against_fewer_colluders_than_the_officer_wants_is_not_approved(site: Path) -> None:
+    policy("a", minimum_colluders=1).save(site / "site.toml")
+    with pytest.raises(Refused, match="POLICY-COLLUDERS"):
+        approve(site, proposal(plan(("a", "b", "c"), mode="secure-sum")), key(OFFICER))
+
+
+def test_the_officer_sees_what_is_wrong_with_the_table_before_the_coordinator_can(site: Path) -> None:
+    good = (site / "data.parquet").read_bytes()
+    table(10).rename(columns={"age": "years"}).to_parquet(site / "data.parquet")
+    with pytest.raises(TableError, match="TABLE-COLUMN.*age"):
+        approve(site, proposal(plan()), key(OFFICER))
+    (site / "data.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(UsageError):
+        approve(site, proposal(plan()), key(OFFICER))
+    (site / "data.parquet").write_bytes(good)
+    policy("a", minimum_patients=31).save(site / "site.toml")
+    with pytest.raises(Refused, match="POLICY-PATIENTS"):
+        approve(site, proposal(plan()), key(OFFICER))
+    assert not (site / "approved").exists()
+    approve(site, proposal(plan()), key(OFFICER), check_table=False)
+
+
+def test_rows_are_not_held_out(site: Path) -> None:
+    """A plan by hand, since `compile_plan` and the study's reader refuse it earlier."""
+    fields = plan(holdout=0.2).to_json() | {"unit": "row"}
+    with pytest.raises(ProtocolError, match="PLAN-HOLDOUT"):
+        approve(site, seal(message(plan(), fields={"plan": fields}), key(COORDINATOR)), key(OFFICER))
 
 
 def test_a_plan_that_costs_more_than_it_states_is_not_approved(site: Path) -> None:

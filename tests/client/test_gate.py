@@ -45,6 +45,7 @@ def opened(ledger: Ledger, agreed: Plan, query: AnyQuery, *, index: int = 0, **o
     [
         checks.check_a_release_is_charged_on_disk_before_it_is_computed,
         checks.check_the_lifetime_cap_counts_what_was_spent_before,
+        checks.check_the_cap_is_always_counted_for_the_policys_number_of_hospitals,
         checks.check_whether_a_question_is_answered_does_not_depend_on_the_records,
     ],
     ids=lambda check: check.__name__,

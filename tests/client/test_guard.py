@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -9,13 +10,16 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import checks
 import numpy as np
 import pytest
 from hospital import RUN, Ward, counts, gradient, key, moments, plan, stage, table, ward
 
+from cohortium.client import guard as guard_module
 from cohortium.client.guard import Guard, held_out, is_held_out, open_shared_guard
+from cohortium.common.errors import CohortiumError
 from cohortium.common.protocol.messages import Message, seal, unseal
 from cohortium.common.queries import AnyQuery
 from cohortium.strategies.base import COORDINATOR, ask_message
@@ -30,6 +34,8 @@ HELLO = Message(kind="run.hello", sender=COORDINATOR, fields={"run": RUN, "mirro
         checks.check_refusals_are_bare_codes, checks.check_training_and_holdout_share_nobody,
         checks.check_a_secure_sum_is_the_plain_sum, checks.check_a_masked_vector_looks_random,
         checks.check_a_replayed_vector_is_not_counted,
+        checks.check_a_site_signs_one_survivor_set_even_with_an_older_vault,
+        checks.check_a_finished_run_leaves_no_keys,
     ],
     ids=lambda check: check.__name__,
 )  # fmt: skip
@@ -57,14 +63,14 @@ def test_the_table_is_checked_before_anything_is_charged(tmp_path: Path) -> None
     bad = table(10).rename(columns={"age": "years"})
     consortium = ward(tmp_path, plan(), tables={"a": bad})
     for message in (HELLO, ask_message(RUN, 0, counts(), mirrored=0)):
-        assert consortium.say("a", message).fields == {"code": "DATA-PROBLEM"}
+        assert consortium.say("a", message).fields == {"code": "REFUSED-DATA"}
     assert consortium.state("a", 0) == "NONE"
     consortium.close()
 
 
 def test_too_few_patients_take_no_part(tmp_path: Path) -> None:
     consortium = ward(tmp_path, plan(), minimum_patients=31)
-    assert consortium.say("a", HELLO).fields == {"code": "REFUSED-POLICY"}
+    assert consortium.say("a", HELLO).fields == {"code": "REFUSED-DATA"}
     assert consortium.state("a", 0) == "NONE"
     consortium.close()
 
@@ -171,7 +177,7 @@ def test_no_text_of_the_data_ever_leaves(mode: str, tmp_path: Path) -> None:
     broken["age"] = [strings[0].decode()] * len(broken)
     broken.to_parquet(consortium.directory("a") / "data.parquet")
     consortium.kill("a")
-    assert consortium.say("a", HELLO).fields == {"code": "DATA-PROBLEM"}
+    assert consortium.say("a", HELLO).fields == {"code": "REFUSED-DATA"}
     finish = Message(kind="run.finish", sender=COORDINATOR, fields={"run": RUN, "mirrored": 0})
     consortium.exchange(dict.fromkeys(sites, finish), "finish")
     consortium.close()
@@ -209,7 +215,7 @@ def test_three_thousand_malformed_messages_get_bare_codes_and_cost_nothing(mode:
             if roll < 0.15 and name in target:
                 target.pop(name)
             elif roll < 0.8:
-                target[name] = rng.choice(junk)
+                target[name] = copy.deepcopy(rng.choice(junk))  # or a junk dict may come to hold itself
             elif blobs and roll < 0.95:
                 blob = rng.choice(sorted(blobs))
                 blobs[blob] = rng.choice([b"", rng.randbytes(len(blobs[blob])), blobs[blob][:-1]])
@@ -245,7 +251,7 @@ def test_the_words_of_an_error_stay_in_the_sites_own_log(tmp_path: Path) -> None
     consortium = ward(tmp_path, plan(), tables={"a": table(10).drop(columns=["sex"])})
     reply = consortium.say("a", HELLO)
     consortium.close()
-    assert reply.fields == {"code": "DATA-PROBLEM"}
+    assert reply.fields == {"code": "REFUSED-DATA"}
     entry = json.loads((consortium.directory("a") / "guard.log").read_text().splitlines()[-1])
     assert entry["local"] == "TABLE-COLUMN" and "sex" in entry["sentence"]
 
@@ -288,10 +294,120 @@ def test_a_finished_rounds_secrets_are_gone(tmp_path: Path) -> None:
     strategy = consortium.strategy()
     for index in range(3):
         strategy.answer(index, consortium.plan.stage_of(index), counts(), next_dim=counts().dim)
-    vault = consortium.guard("a")._vault_()
-    assert vault.get(f"round/{RUN}/0") is None and vault.get(f"round/{RUN}/1") is None
-    last = json.loads(vault.get(f"round/{RUN}/2").partition(b"\n")[2])["memory"]  # type: ignore[union-attr]
-    assert last["round_private"] == last["seed"] == "" and last["seed_shares"] == last["key_shares"] == {}
+        vault = consortium.guard("a")._vault_()
+        if index < 2:
+            assert vault.names("round/") == [f"round/{RUN}/{i}" for i in (index, index + 1)]
+            last = json.loads(vault.get(f"round/{RUN}/{index}").partition(b"\n")[2])["memory"]  # type: ignore[union-attr]
+            assert last["round_private"] == last["seed"] == "" and last["seed_shares"] == last["key_shares"] == {}
+    assert vault.names("round/") == vault.names("channel") == []
+    consortium.close()
+
+
+def test_a_round_that_a_site_dropped_out_of_is_forgotten_too(tmp_path: Path) -> None:
+    consortium: Ward = checks.quiet_ward(str(tmp_path), releases=3)
+
+    def lost(messages: Any, label: str) -> dict[str, Message]:
+        return consortium.exchange({s: m for s, m in messages.items() if s != "b" or label != "0/agree"}, label)
+
+    strategy = consortium.strategy(exchange=lost)
+    with contextlib.suppress(CohortiumError):  # two of three still agree
+        strategy.answer(0, consortium.plan.stage_of(0), counts())
+    strategy.answer(1, consortium.plan.stage_of(1), counts())
+    assert consortium.guard("b")._vault_().names("round/") == [f"round/{RUN}/1"]
+    consortium.close()
+
+
+def test_the_last_answer_can_be_had_again_without_any_key(tmp_path: Path) -> None:
+    """The coordinator died before it arrived: the same request gets the same bytes, another none."""
+    consortium: Ward = checks.quiet_ward(str(tmp_path), releases=1)
+    asked: dict[str, Message] = {}
+
+    def watched(messages: Any, label: str) -> dict[str, Message]:
+        asked.update({s: m for s, m in messages.items() if label == "0/unmask"})
+        return consortium.exchange(messages, label)
+
+    consortium.strategy(exchange=watched).answer(0, consortium.plan.stage_of(0), counts())
+    mine = [e for e in consortium.sent if _is_from(e, "a")]
+    first = mine[-1]
+    finish = Message(kind="run.finish", sender=COORDINATOR, fields={"run": RUN, "mirrored": 0, "final": False})
+    for _ in range(2):
+        assert consortium.say("a", asked["a"]).kind == "site.revealed" and consortium.sent[-1] == first
+        consortium.kill("a")
+        assert consortium.say("a", finish).kind == "site.finished"
+    reveal = {**asked["a"].fields["reveal"], "votes": {}}
+    other = dataclasses.replace(asked["a"], fields={**asked["a"].fields, "reveal": reveal})
+    assert consortium.say("a", other).fields == {"code": "BAD-ROUND"}
+    # No new keys either: the run is over here.
+    assert consortium.say("a", HELLO).fields["channel"] is None
+    prepare = Message(kind="run.prepare", sender=COORDINATOR, fields={"run": RUN, "index": 0, "dim": 111})
+    assert consortium.say("a", prepare).fields == {"code": "BAD-ROUND"}
+    consortium.say("a", dataclasses.replace(finish, fields={**finish.fields, "final": True}))
+    assert consortium.say("a", asked["a"]).fields == {"code": "BAD-ROUND"}
+    consortium.close()
+
+
+def _is_from(envelope: bytes, site: str) -> bool:
+    with contextlib.suppress(CohortiumError):
+        return unseal(envelope, key(site).public_key(), sender=site).sender == site
+    return False
+
+
+def test_an_interrupted_run_keeps_its_keys_and_goes_on(tmp_path: Path) -> None:
+    """The farewell is said after an interruption too; only `final` ends a run that is not over here."""
+    consortium: Ward = checks.quiet_ward(str(tmp_path), releases=2)
+    strategy = consortium.strategy()
+    strategy.answer(0, consortium.plan.stage_of(0), counts())
+    finish = Message(kind="run.finish", sender=COORDINATOR, fields={"run": RUN, "mirrored": 0, "final": False})
+    consortium.exchange(dict.fromkeys("abc", finish), "finish")
+    assert consortium.guard("a")._vault_().get(f"channel/{RUN}")
+    final = dataclasses.replace(finish, fields={**finish.fields, "final": True})
+    consortium.say("c", final)
+    assert consortium.guard("c")._vault_().names("channel") == consortium.guard("c")._vault_().names("round/") == []
+    total = strategy.answer(1, consortium.plan.stage_of(1), counts())  # c counts as gone
+    assert total.sites == ("a", "b")
+    consortium.close()
+
+
+def test_an_approval_that_is_taken_back_ends_with_the_next_message(tmp_path: Path) -> None:
+    consortium = ward(tmp_path, plan())
+    assert consortium.ask("a", 0, counts()).kind == "site.noised"
+    path = consortium.directory("a") / "approved" / RUN / "approval.sig"
+    signature = path.read_bytes()
+    path.unlink()
+    for message in (HELLO, ask_message(RUN, 1, counts(), mirrored=0), ask_message(RUN, 0, counts(), mirrored=0)):
+        assert consortium.say("a", message).fields == {"code": "REFUSED"}
+    path.write_bytes(bytes(64))
+    assert consortium.say("a", HELLO).fields == {"code": "REFUSED"}
+    assert consortium.state("a", 1) == "NONE"
+    path.write_bytes(signature)
+    assert consortium.ask("a", 1, counts()).kind == "site.noised"
+    consortium.close()
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("p00001"), MemoryError("p00001"), OSError("p00001"), Exception("p00001")])
+def test_a_failure_inside_leaves_as_a_code_and_burns_what_was_charged(failure: Exception, tmp_path: Path) -> None:
+    consortium = ward(tmp_path, plan(), seed=None)
+
+    def failing(**given: Any) -> Any:
+        raise failure
+
+    with mock.patch.object(guard_module, "release", failing):
+        assert consortium.ask("a", 0, counts()).fields == {"code": "GUARD-INTERNAL"}
+    assert consortium.ask("a", 0, counts()).fields == {"code": "REFUSED"}
+    assert consortium.ask("a", 1, counts()).kind == "site.noised"
+    consortium.close()
+    assert consortium.state("a", 0) == "BURNED"
+    assert "p00001" not in (consortium.directory("a") / "guard.log").read_text()
+
+
+def test_a_guard_without_its_ledger_or_log_still_refuses_by_a_code(tmp_path: Path) -> None:
+    from cohortium.common.privacy.ledger import Ledger
+
+    consortium = ward(tmp_path, plan())
+    (consortium.directory("a") / "guard.log").mkdir()  # nothing can be written there
+    with Ledger.open(consortium.directory("a") / "ledger.db", key("a")):
+        assert consortium.say("a", HELLO).fields == {"code": "REFUSED-LEDGER"}
+    assert consortium.say("a", HELLO).kind == "site.hello"
     consortium.close()
 
 

@@ -14,7 +14,7 @@ from cohortium.common.errors import Refused, UsageError
 
 SETTINGS = (
     "lifetime_epsilon", "lifetime_delta", "minimum_sites", "minimum_patients", "generators", "strategies", "evaluation",
-    "name", "coordinator_key", "table",
+    "name", "coordinator_key", "table", "unit", "hospitals", "minimum_colluders",
 )  # fmt: skip
 
 
@@ -23,6 +23,11 @@ def test_a_policy_survives_its_file(rehearsal: Rehearsal | None, tmp_path: Path)
     made = policy('A "quoted" \\ ward: Zürich', rehearsal=rehearsal, lifetime_delta=1e-7, minimum_patients=50)
     made.save(tmp_path / "site.toml")
     assert Policy.load(tmp_path / "site.toml") == made
+    pinned = policy("a", peers=(('Zürich "2"', "ab" * 32), ("b", "0" * 64)), minimum_colluders=2, hospitals=3)
+    pinned.save(tmp_path / "site.toml")
+    assert Policy.load(tmp_path / "site.toml") == pinned
+    policy("a", peers=()).save(tmp_path / "site.toml")
+    assert Policy.load(tmp_path / "site.toml").peers == ()
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -42,6 +47,9 @@ BAD = {
     "lifetime_delta": ["0.0", "0.01", "1.0", "nan"],
     "minimum_sites": ["0", "-1", "1.5", "true", '"3"'],
     "minimum_patients": ["-1", "2.5", "true"],
+    "minimum_colluders": ["-1", "0.5", "true", '"0"'],
+    "hospitals": ["0", "1.0", '"1"'],
+    "unit": ['""', "1", "[]"],
     "generators": ['"mixture"', "[1]", "3"],
     "strategies": ['"local"', "[true]"],
     "evaluation": ['"false"', "0", "[]"],
@@ -76,11 +84,27 @@ def test_a_cap_must_be_one() -> None:
             policy("a", lifetime_epsilon=epsilon, lifetime_delta=delta)
 
 
+def test_a_peers_key_must_be_one(tmp_path: Path) -> None:
+    for key in ("", "ab", "zz" * 32, "AB" * 32):
+        with pytest.raises(UsageError, match="SITE-POLICY"):
+            policy("a", peers=(("b", key),))
+    policy("a").save(tmp_path / "site.toml")
+    good = (tmp_path / "site.toml").read_text()
+    for value in ('"b"', "{b = 1}", "[]"):
+        (tmp_path / "site.toml").write_text(good + f"peers = {value}\n")
+        with pytest.raises(UsageError, match="SITE-TOML"):
+            Policy.load(tmp_path / "site.toml")
+
+
+THREE = plan(("a", "b", "c"), mode="secure-sum")
 SILENT = [stage("one", "counts", 0, noise_multiplier=0.0)]
 HELD = [stage("one", "counts", 0), stage("two", "counts", 1, part="holdout")]
 CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "POLICY-SITE": ({}, plan(("b",))),
     "POLICY-SITES": ({"minimum_sites": 2}, plan()),
+    "POLICY-UNIT": ({}, plan(unit="row")),
+    "POLICY-HOSPITALS": ({"hospitals": 2}, plan()),
+    "POLICY-COLLUDERS": ({"minimum_colluders": 1}, THREE),
     "POLICY-GENERATOR": ({"generators": ("joined",)}, plan()),
     "POLICY-STRATEGY": ({"strategies": ("secure-sum",)}, plan()),
     "POLICY-EVALUATION": ({"evaluation": False}, plan(stages=HELD)),
@@ -99,6 +123,9 @@ def test_a_plan_that_is_not_allowed_is_refused(code: str) -> None:
 
 def test_a_plan_that_is_allowed_passes() -> None:
     policy("a").check(plan())
+    policy("a").check(plan(hospitals=2))
+    policy("a", minimum_colluders=1).check(plan())  # in local mode nobody else is trusted anyway
+    policy("a", minimum_colluders=1).check(plan(("a", "b", "c"), mode="secure-sum", survivors=3, colluders=1))
     policy("a").check(plan(stages=HELD))
 
 

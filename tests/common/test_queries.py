@@ -86,7 +86,7 @@ def test_no_random_patient_weighs_more_than_the_bound(
 
 
 def test_the_bound_is_reached_so_noise_is_not_wasted() -> None:
-    """One patient with one row reaches the counts' bound but for rounding, and half the moments' at full clip."""
+    """One patient with one row reaches the counts' bound but for rounding."""
     one = people(1, most_rows=1)
     assert (
         np.linalg.norm(counts().contribution(one).units * counts().lattice)
@@ -96,7 +96,27 @@ def test_the_bound_is_reached_so_noise_is_not_wasted() -> None:
     assert np.linalg.norm(tight.contribution(one).units * tight.lattice) > 0.999 * 0.01
     features = tuple(np.ones((size, 5)) for size in sizes())
     many = Moments(features=features, bound_sq=1.0)
-    assert np.linalg.norm(many.contribution(one).units * many.lattice) > 0.8 * many.sensitivity_l2
+    assert np.linalg.norm(many.contribution(one).units * many.lattice) > 0.99 * many.sensitivity_l2
+
+
+@pytest.mark.parametrize("columns", [2, 3, 4])
+def test_moments_reach_their_bound_where_every_column_weighs_the_same(columns: int) -> None:
+    """C = S √((p−1)/2p): reached by equal columns, never passed by others; columns without features do not count."""
+    widths = [3 if c < columns else 0 for c in range(4)]
+    one = people(1, most_rows=1)
+    even = Moments(
+        features=tuple(np.full((n, k), 7.0) for n, k in zip(sizes(), widths, strict=True)), bound_sq=2.5
+    )
+    assert even.clip_norm_l2 == pytest.approx(2.5 * math.sqrt((columns - 1) / (2 * columns)))
+    reached = np.linalg.norm(even.contribution(one).units * even.lattice) / even.sensitivity_l2
+    assert 0.99 < reached <= 1
+    rng = np.random.default_rng(columns)
+    for _ in range(20):
+        uneven = tuple(
+            rng.normal(0, 10 ** rng.uniform(-2, 2), (n, k)) for n, k in zip(sizes(), widths, strict=True)
+        )
+        query = Moments(features=uneven, bound_sq=2.5)
+        assert np.linalg.norm(query.contribution(one).units * query.lattice) <= query.sensitivity_l2
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 1000, 70_000])
@@ -129,7 +149,7 @@ def test_the_lattice_is_a_power_of_two_just_below_two_to_the_minus_twenty() -> N
         assert math.sqrt(step) ** 2 == step and math.frexp(math.sqrt(step))[0] == 0.5
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, 2.0**-101, 2.0**101, 5e-324, 1.7e308])
 def test_a_clip_that_is_no_bound_is_refused(bad: float) -> None:
     with pytest.raises(ProtocolError, match="QUERY-CLIP"):
         lattice_of(bad)

@@ -200,6 +200,8 @@ CLAIMS: list[tuple[str, str, Callable[[dict[str, Any]], Any]]] = [
     ("epsilon left out", "claimed ε", lambda r: r["privacy"]["prices"].pop(2)),
     ("another delta", "claimed ε", lambda r: r["privacy"].update(delta=1e-7)),
     ("statement", "claimed ε", lambda r: r["privacy"]["statement"].update(epsilon=(1.0).hex())),
+    ("fewer trusted sites", "claimed ε", lambda r: r["privacy"]["statement"].update(survivors=1, colluders=0, sites=99)),
+    ("no trusted sites", "claimed ε", lambda r: r["privacy"]["statement"].pop("survivors")),
     ("unit", "claimed ε", lambda r: r["privacy"]["statement"].update(unit="hospital")),
     ("no claim", "claimed ε", lambda r: r.pop("privacy")),
     ("head", "claimed ledgers", lambda r: r["ledgers"]["A"].update(hash="0" * 64)),

@@ -262,7 +262,7 @@ def test_an_error_we_did_not_foresee(study: tuple[Path, Path], tmp_path: Path, m
 
 def test_ctrl_c_stops_between_releases_and_resume_goes_on(tmp_path: Path) -> None:
     """SIGINT to the real command: exit 130, what was spent, and --resume finishes without paying twice."""
-    study, table = small_study(tmp_path / "study", generator="autoregressive", rounds=100)
+    study, table = small_study(tmp_path / "study", generator="autoregressive", rounds=50)
     out = tmp_path / "out"
     script = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r}); from small import make_quick; "

@@ -86,11 +86,11 @@ def test_one_hospital_is_the_pooled_table(
 
 
 def test_rows_as_units_and_held_out_patients_too(simulate: Simulate, tmp_path: Path) -> None:
-    dictionary_free = {"unit": "row", "evaluation": "[evaluation]\nepsilon = 1.0\nholdout = 0.25\n"}
-    out = simulate("iid:4", survivors=3, noise=False, **dictionary_free)
-    reference, ask = pooled(out, tmp_path / "study" / "table.parquet")
-    assert arrays(RunFolder(root=out).model()) == arrays(reference)
-    assert len(answers(out)) == len(ask.answers) + 1  # the evaluation is asked after the fit
+    for unit, evaluation in (("row", ""), ("id", "[evaluation]\nepsilon = 1.0\nholdout = 0.25\n")):
+        out = simulate("iid:4", survivors=3, noise=False, unit=unit, evaluation=evaluation)
+        reference, ask = pooled(out, tmp_path / "study" / "table.parquet")
+        assert arrays(RunFolder(root=out).model()) == arrays(reference)
+        assert len(answers(out)) == len(ask.answers) + bool(evaluation)  # the evaluation is asked after the fit
 
 
 def test_a_difference_in_one_cell_is_seen(simulate: Simulate, tmp_path: Path) -> None:

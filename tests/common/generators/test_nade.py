@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
+import checks
 import numpy as np
 import pytest
 import torch
 
 from cohortium.common.errors import ProtocolError
-from cohortium.common.generators.nade import Nade
+from cohortium.common.generators.nade import BLOCK_ROWS, Nade
+from cohortium.common.queries import MAX_PARAMETER, SUM_SLACK, Gradient
 
 SPEC = {"kind": "nade", "bins": [3, 1, 5, 2, 4], "hidden": 6}
 
@@ -85,12 +89,64 @@ def test_a_row_with_an_infinite_gradient_adds_nothing_and_spoils_nobody() -> Non
     assert np.linalg.norm(g) <= len(bins) * (1 + 1e-9)
 
 
-def test_chunks_and_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, parameters, bins = some()
+def test_blocks_and_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, parameters, bins = some(250)
     whole = network.gradient_sum(parameters, bins, np.ones(len(bins)), 1.0)
-    monkeypatch.setattr("cohortium.common.generators.nade.CHUNK_CELLS", 300)
+    monkeypatch.setattr("cohortium.common.generators.nade.BLOCK_ROWS", 96)
+    assert network.block_rows == 96
     assert network.gradient_sum(parameters, bins, np.ones(len(bins)), 1.0) == pytest.approx(whole, abs=1e-12)
     assert not network.gradient_sum(parameters, bins[:0], np.ones(0), 1.0).any()
+    assert not network.gradient_sum(parameters, bins, np.zeros(len(bins)), 1.0).any()
+
+
+def test_the_block_has_one_size_for_one_network() -> None:
+    """Public: from the spec alone; less where a row is wide, never less than any kernel's tile."""
+    assert Nade(SPEC).block_rows == BLOCK_ROWS
+    for bins in ([10_000], [100_000, 3], [1_000_000], [50] * 1000):
+        rows = Nade({"kind": "nade", "bins": bins, "hidden": 32}).block_rows
+        assert rows % 96 == 0 and 96 <= rows <= BLOCK_ROWS
+
+
+def test_a_row_adds_the_same_wherever_it_stands() -> None:
+    checks.passes(checks.check_a_row_adds_the_same_wherever_it_stands)
+
+
+def test_no_weight_of_a_network_is_larger_than_its_bound() -> None:
+    checks.passes(checks.check_no_weight_of_a_network_is_larger_than_its_bound)
+
+
+def cancelling(bins: list[int], seed: int) -> tuple[Nade, np.ndarray]:
+    """Weights of sizes from 1e3 to 1e30 whose products with the hidden units cancel: rounding is all that is left."""
+    network, rng = Nade({"kind": "nade", "bins": bins, "hidden": 32}), np.random.default_rng(seed)
+    theta = np.zeros(network.size)
+    theta[:32] = 1.0
+    at = 32
+    for c, size in enumerate(bins):
+        at += 32 * size if c < len(bins) - 1 else 0
+        heads = theta[at : at + 32 * size].reshape(32, size)
+        for k in range(size):
+            half = rng.normal(0, 1, 16) * 10.0 ** rng.integers(3, 30, 16)
+            heads[rng.permutation(32), k] = np.concatenate([half, -half])
+        at += 33 * size
+    return network, theta.astype(np.float32)
+
+
+@pytest.mark.parametrize("bins", [[64, 4, 4], [5, 84, 3, 5, 20, 20]], ids=str)
+@pytest.mark.parametrize("bound", [MAX_PARAMETER, np.inf], ids=["bounded", "unbounded"])
+def test_one_more_row_moves_the_sum_by_its_clip_whatever_the_weights(bins: list[int], bound: float) -> None:
+    """With rows in matrices of whatever size is left, the unbounded case moves by ten times the clip."""
+    edges = [*range(500, 506), *range(1052, 1060)]
+    for seed in range(2):
+        network, theta = cancelling(bins, seed)
+        rows = np.tile(np.array([size // 2 for size in bins]), (edges[-1], 1))
+        weights = np.clip(theta, -bound, bound)
+        if math.isinf(bound):
+            with pytest.raises(ProtocolError, match="QUERY-VALUE"):
+                Gradient(network=network.spec, maps=(), parameters=weights, clip_norm_l2=1.0)
+        sums = [network.gradient_sum(weights, rows[:n], np.ones(n), 1.0) for n in edges]
+        for n, one, more in zip(edges, sums, sums[1:]):
+            if n + 1 in edges:
+                assert np.linalg.norm(more - one) <= 1.0 + SUM_SLACK / 100
 
 
 def test_samples_follow_the_density() -> None:

@@ -100,7 +100,18 @@ def statement(**fields: Any) -> Statement:
         "adjacency": "add-remove",
         "mode": "secure-sum",
     }
+    if fields.get("mode") != "local":
+        whole |= {"survivors": 4, "colluders": 1, "sites": 5}
     return Statement(**(whole | fields))
+
+
+def test_the_sentence_says_on_whom_a_secure_sum_depends() -> None:
+    text = statement().sentence()
+    assert "from this one run" in text
+    assert "as long as at least 4 of 5 sites stay to the end of each round and at most 1 of them sides with the" in text
+    assert "none of them sides with the coordinator" in statement(colluders=0).sentence()
+    assert "at most 2 of them side with the coordinator" in statement(colluders=2).sentence()
+    assert "from this one run" in statement(mode="local").sentence()
 
 
 def test_the_sentence_says_all_five_things() -> None:
@@ -128,6 +139,14 @@ def test_a_printed_epsilon_is_never_below_the_real_one(epsilon: float) -> None:
         {"adjacency": "zero-out"},
         {"mode": "trusted"},
         {"hospitals": 0},
+        {"survivors": None},
+        {"sites": None},
+        {"colluders": None},
+        {"survivors": 6},
+        {"colluders": 4},
+        {"colluders": -1},
+        {"colluders": True},
+        {"mode": "local", "survivors": 4},
     ],
 )
 def test_a_bad_statement_is_not_born(fields: dict[str, Any]) -> None:
@@ -135,6 +154,14 @@ def test_a_bad_statement_is_not_born(fields: dict[str, Any]) -> None:
         statement(**fields)
 
 
+@pytest.mark.parametrize("name", list(statement().to_json()))
+def test_a_statement_that_leaves_something_out_is_not_read(name: str) -> None:
+    value = statement().to_json()
+    del value[name]
+    with pytest.raises(ProtocolError, match="STATEMENT-"):
+        Statement.from_json(value)
+
+
 def test_statement_round_trip() -> None:
-    for value in (statement(), statement(epsilon=math.inf, hospitals=3)):
+    for value in (statement(), statement(epsilon=math.inf, hospitals=3), statement(mode="local")):
         assert Statement.from_json(json.loads(canonical(value.to_json()))) == value
