@@ -38,6 +38,8 @@ def load_records(
         ) from None
     if found.patients < policy.minimum_patients:
         raise Refused(
-            "POLICY-PATIENTS", "fewer patients than the policy's minimum_patients", hint="[policy] minimum_patients"
+            "POLICY-PATIENTS",
+            "fewer patients than the policy's minimum_patients",
+            hint="[policy] minimum_patients",
         )
     return found

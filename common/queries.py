@@ -12,7 +12,7 @@ Whether a query can be answered must not depend on the records, or a refusal wou
 
     query     vector of a row                          clip C            sensitivity
     Counts    one-hot per counted column               √columns          C
-    Moments   off-diagonal blocks of φφᵀ, ‖φ‖² ≤ S     S√((p−1)/2p)      C          (p columns with features)
+    Moments   off-diagonal blocks of φφᵀ, ‖φ‖² ≤ S     S√((p−1)/2p)      C; p: columns with features
     Gradient  clipped gradient of the row's loss       C                 C + √d · lattice, fast: + C · 2^−16
 
 A contribution (the un-noised sum) is not serialisable and never leaves the site.
@@ -365,12 +365,12 @@ class Gradient:
     Guarantees: a row's gradient is made finite before its norm is taken (NaN and inf become 0), scaled to norm
     ≤ C, and averaged over the patient's rows. Rounding adds at most one lattice unit a coordinate between
     neighbouring tables: sensitivity C + √d · lattice.
-    The fast path adds C · 2^−16 for its float64 sums. A row's term is the same bits wherever it stands (a network's
-    `gradient_sum` says so), so neighbouring sums differ by one patient's terms, norm ≤ C(1 + 1e-9), and by the two
-    sums' own errors: with blocks of b ≤ 2^11 rows and an exact sum over blocks (b + 8) · 2^−53 · n · C each,
-    together below C · 2^−17 for n ≤ 2^24 patients in one site's batch, far more than a hospital has.
-        a parameter beyond ±MAX_PARAMETER, NaN, inf     refused at construction: huge weights whose products cancel
-                                                        would turn any rounding into a large difference
+    The fast path adds C · 2^−16 for its float64 sums. A row's term is the same bits wherever it stands (a
+    network's `gradient_sum` says so), so neighbouring sums differ by one patient's terms, norm ≤ C(1 + 1e-9), and
+    by the two sums' own errors: with blocks of b < 2^11 rows, added without loss, (b + 8) · 2^−53 · n · C each
+    (Higham 2002, eq. 4.4), together C · 2^−17 for n = 2^24 patients in one site's batch, more than any site has.
+        a parameter beyond ±MAX_PARAMETER, NaN or inf     refused at construction: huge weights whose products
+                                                          cancel would turn any rounding into a large difference
     """
 
     network: dict[str, Any]

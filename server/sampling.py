@@ -146,7 +146,7 @@ def _point(column: Column, value: str) -> Any:
     """A condition's number or moment on the column's axis, or None."""
     if column.kind in ("date", "datetime"):
         try:
-            moment = pd.Timestamp(value)
+            moment: Any = pd.Timestamp(value)
         except ValueError:
             return None
         if pd.isna(moment):

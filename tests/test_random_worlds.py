@@ -35,7 +35,10 @@ def columns(draw: st.DrawFn) -> dict[str, Any]:
     """A field of a dictionary."""
     kind = draw(st.sampled_from(KINDS))
     required = draw(st.booleans()) and draw(st.booleans())
-    field: dict[str, Any] = {"type": "integer" if kind == "coded" else kind, "constraints": {"required": required}}
+    field: dict[str, Any] = {
+        "type": "integer" if kind == "coded" else kind,
+        "constraints": {"required": required},
+    }
     limits = field["constraints"]
     if kind == "string":
         limits["enum"] = draw(st.lists(st.sampled_from("ABCDEFGHIJ"), min_size=1, max_size=6, unique=True))
@@ -49,7 +52,10 @@ def columns(draw: st.DrawFn) -> dict[str, Any]:
     elif kind == "year":
         limits |= {"minimum": 1950, "maximum": draw(st.integers(1950, 2030))}
     elif kind == "date":
-        limits |= {"minimum": "2019-12-30", "maximum": draw(st.sampled_from(["2019-12-30", "2020-03-01", "2031-01-01"]))}
+        limits |= {
+            "minimum": "2019-12-30",
+            "maximum": draw(st.sampled_from(["2019-12-30", "2020-03-01", "2031-01-01"])),
+        }
     elif kind == "datetime":
         limits |= {"minimum": "2020-01-01T00:00:00Z", "maximum": "2020-01-02T12:00:00Z"}
     return field
@@ -112,16 +118,24 @@ def worlds(draw: st.DrawFn) -> dict[str, Any]:
 
 def write(folder: Path, world: dict[str, Any]) -> tuple[Path, Path]:
     rng, rows = np.random.default_rng(world["numbers"]), world["rows"]
-    data = {f["name"]: cells(f, rows, rng, how) for f, how in zip(world["fields"], world["hows"], strict=True)}
+    data = {
+        f["name"]: cells(f, rows, rng, how) for f, how in zip(world["fields"], world["hows"], strict=True)
+    }
     fields = list(world["fields"])
     if world["unit"] == "patient":
         fields.append({"name": "patient", "type": "string", "role": "identifier"})
         data["patient"] = [f"p{i}" for i in rng.integers(0, max(1, rows // 2 + 1), rows)]
-    (folder / "dictionary.json").write_text(json.dumps({"name": "random", "missingValues": ["", "NA"], "fields": fields}))
+    (folder / "dictionary.json").write_text(
+        json.dumps({"name": "random", "missingValues": ["", "NA"], "fields": fields})
+    )
     pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in data.items()}).to_csv(
         folder / "table.csv", index=False
     )
-    secure = f"survivors = {world['survivors']}\ncolluders = {world['colluders']}" if world["mode"] == "secure-sum" else ""
+    secure = (
+        f"survivors = {world['survivors']}\ncolluders = {world['colluders']}"
+        if world["mode"] == "secure-sum"
+        else ""
+    )
     rounds = "rounds = 2" if world["generator"] in ("joined", "autoregressive") else ""
     evaluation = f"[evaluation]\nepsilon = {world['epsilon'] / 2!r}\nholdout = {world['holdout']}\n"
     (folder / "study.toml").write_text(f"""
@@ -166,22 +180,35 @@ def fits(rows: pd.DataFrame, fields: list[dict[str, Any]]) -> None:
             assert ((moments >= low) & (moments <= high)).all(), field
         else:
             numbers = values.astype(float)
-            assert ((numbers >= limits["minimum"] - 1e-9) & (numbers <= limits["maximum"] + 1e-9)).all(), field
+            assert ((numbers >= limits["minimum"] - 1e-9) & (numbers <= limits["maximum"] + 1e-9)).all(), (
+                field
+            )
             if kind in ("integer", "year"):
                 assert (numbers == numbers.round()).all(), field
 
 
 def one_world(world: dict[str, Any]) -> str:
-    """"ran", or the code of the error."""
+    """ "ran", or the code of the error."""
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home)
         study, table = write(folder, world)
         name = world["fields"][0]["name"]
-        split = {"iid": f"iid:{world['sites']}", "by": f"by:{name}", "dirichlet": f"dirichlet:{name}:{world['sites']}:0.3"}
+        split = {
+            "iid": f"iid:{world['sites']}",
+            "by": f"by:{name}",
+            "dirichlet": f"dirichlet:{name}:{world['sites']}:0.3",
+        }
         out = folder / "out"
         try:
             prepare(
-                Request(study=study, table=table, split=split[world["split"]], out=out, seed=1, noise=world["noise"])
+                Request(
+                    study=study,
+                    table=table,
+                    split=split[world["split"]],
+                    out=out,
+                    seed=1,
+                    noise=world["noise"],
+                )
             )
             run(out)
             finish(out, score=world["score"])

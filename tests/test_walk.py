@@ -66,11 +66,17 @@ def test_one_records_walk(tmp_path: Path) -> None:
     # 5. Masked, it is a vector of uniform 64-bit numbers; masks cancel in the sum (common/protocol/secure_sum.py).
     masks = np.random.default_rng(0).integers(0, 2**64, size=(3, 3), dtype=np.uint64)
     masks[2] = -(masks[0] + masks[1])
-    total = sum((to_ring(released.values, parties=3) + mask for mask in masks), start=np.zeros(3, dtype=np.uint64))
+    total = sum(
+        (to_ring(released.values, parties=3) + mask for mask in masks), start=np.zeros(3, dtype=np.uint64)
+    )
     assert (from_ring(total) == 3 * released.values).all()
 
     # 6. Whatever the coordinator does with the sum is free: fit, sample, decode.
-    assert list(sex.decode(np.array([0, 1, sex.size - 1]), np.zeros(3)).astype(object).fillna("?")) == ["F", "M", "?"]
+    assert list(sex.decode(np.array([0, 1, sex.size - 1]), np.zeros(3)).astype(object).fillna("?")) == [
+        "F",
+        "M",
+        "?",
+    ]
 
 
 def test_one_unit_of_budgets_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

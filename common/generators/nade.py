@@ -1,14 +1,15 @@
-"""A neural autoregressive density over bins (Larochelle & Murray 2011), with per-row gradients in closed form.
+"""A neural autoregressive density over bins (Larochelle & Murray 2011), per-row gradients in closed form.
 
 Columns in the dictionary's order; with x_c the bin of column c:
     a_c = b + Σ_{j<c} E_j[x_j]      h_c = relu(a_c)      p(x_c | x_<c) = softmax(h_c V_c + o_c)
 and the loss of a row is −Σ_c log p(x_c | x_<c). With δ_c = p − onehot(x_c), g_c = (V_c δ_c)·1[a_c > 0] and
-s_j = Σ_{c>j} g_c, the row's gradient is δ_c for o_c, h_c ⊗ δ_c for V_c, s_j on one row of E_j and Σ_c g_c for b.
-So its norm needs no gradient:
+s_j = Σ_{c>j} g_c, the row's gradient is δ_c for o_c, h_c ⊗ δ_c for V_c, s_j on one row of E_j and Σ_c g_c for
+b. So its norm needs no gradient:
     ‖g‖² = Σ_c (1 + ‖h_c‖²) ‖δ_c‖² + ‖Σ_c g_c‖² + Σ_j ‖s_j‖².
-Everything is float64. Products run in blocks of one fixed number of rows, the last one padded with rows of weight 0:
-matrix libraries take other kernels for the rows left over at an edge, and a row's gradient must not depend on how
-many rows stand beside it. (On CUDA the library chooses its kernel by shape; one shape, one kernel.)
+Everything is float64. Products run in blocks of one fixed number of rows, the last one padded with rows of
+weight 0: matrix libraries take other kernels for the rows left over at an edge, and a row's gradient must
+not depend on how many rows stand beside it. CUDA libraries choose kernels by shape too, so one shape is one
+kernel; that rows of one block are alike there as well is not tested yet.
 """
 
 from __future__ import annotations
@@ -44,9 +45,7 @@ class Nade:
         """device: where it computes; CUDA where there is one, else the processor. Both in float64."""
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else HOST))
         bins, hidden = spec.get("bins"), spec.get("hidden")
-        wrong = ProtocolError(
-            "NETWORK-SPEC", "a nade needs a list of bins >= 1 and hidden between 1 and 256"
-        )
+        wrong = ProtocolError("NETWORK-SPEC", "a nade needs a list of bins >= 1 and hidden between 1 and 256")
         if not isinstance(bins, list) or not bins or not all(type(b) is int and b >= 1 for b in bins):
             raise wrong
         if type(hidden) is not int or not 1 <= hidden <= MOST_HIDDEN or sum(bins) > MOST_BINS:
@@ -99,9 +98,11 @@ class Nade:
     ) -> Floats:
         """Σ_r w_r · min(1, C/‖g_r‖) · g_r, float64 [d]. A row whose norm is not finite adds nothing.
 
-        Guarantees: a row's term is the same to the last bit wherever the row stands and whoever stands beside it,
-        and has norm ≤ w_r·C but for 1e-9 of it: the norm is a sum of squares of the very numbers that are added.
-        What the float64 sum of n rows of weight 1 adds to that is at most (block_rows + 8) · 2^−53 · n · C.
+        Guarantees: a row's term is the same to the last bit wherever it stands, whoever stands beside it, and
+        has norm ≤ w_r·C but for 1e-9 of it: the norm is a sum of squares of the very numbers that are
+        added. What the float64 sum of n rows of weight 1 adds to that is at most
+        (block_rows + 8) · 2^−53 · n · C: the usual bound of a sum inside a block, whatever its order, and blocks
+        are added without loss.
             no rows     zeros       weight 0    nothing at all
         """
         total = torch.zeros(self.size, dtype=torch.float64, device=self._device)
@@ -141,20 +142,20 @@ class Nade:
         columns, rows = x.shape
         hidden = torch.empty(columns, rows, self.hidden, **kind)
         hidden[0] = bias
-        for c, (e, _, _) in enumerate(parts[:-1]):
-            torch.index_select(e, 0, x[c], out=hidden[c + 1])
+        for c, (before, _, _) in enumerate(parts[:-1]):
+            torch.index_select(before, 0, x[c], out=hidden[c + 1])
             hidden[c + 1] += hidden[c]
         hidden.clamp_(min=0.0)
         after, delta = torch.empty_like(hidden), torch.empty(sum(self.bins), rows, **kind)
         deltas = delta.split_with_sizes(self.bins)
-        for d, h, (_, v, o) in zip(deltas, hidden, parts, strict=True):
-            _product(v.T, h.T, out=d).add_(o[:, None])
+        for d, h, (_, head, level) in zip(deltas, hidden, parts, strict=True):
+            _product(head.T, h.T, out=d).add_(level[:, None])
             _exp_(d.sub_(d.amax(0))).div_(d.sum(0))
         mine = x + self._first.to(self._device)
         p = delta.gather(0, mine)
         delta.scatter_(0, mine, p - 1.0)
-        for c, (d, (_, v, _)) in enumerate(zip(deltas, parts, strict=True)):
-            _product(d.T, v.T, out=after[c])
+        for c, (_, head, _) in enumerate(parts):
+            _product(deltas[c].T, head.T, out=after[c])
         torch.ops.aten.threshold_backward.grad_input(after, hidden, 0.0, grad_input=after)  # g · 1[a > 0]
         # s_j = Σ_{c>j} g_c; summed from the end, entry 0 is Σ_c g_c, the gradient of b.
         for c in range(columns - 2, -1, -1):
@@ -230,7 +231,7 @@ def _padded(bins: Bins2, row_weight: Floats, rows: int) -> tuple[Bins2, Floats]:
 
 
 def _add_exactly(total: torch.Tensor, lost: torch.Tensor, more: torch.Tensor) -> None:
-    """total += more, and to `lost` what rounding drops (two-sum, Knuth): the error does not grow with the blocks."""
+    """total += more, and to `lost` what rounding drops (two-sum, Knuth): no error grows with the blocks."""
     before = total.clone()
     total += more
     here = total - before
@@ -238,7 +239,7 @@ def _add_exactly(total: torch.Tensor, lost: torch.Tensor, more: torch.Tensor) ->
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """a @ b. On the processor by NumPy: its BLAS is two to three times faster than torch's on such thin matrices."""
+    """a @ b. On the processor by NumPy: its BLAS is two to three times faster than torch's here."""
     if a.device.type != HOST:
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
     product = np.matmul(a.numpy(), b.numpy(), out=None if out is None else out.numpy())

@@ -58,9 +58,13 @@ def to_fine(bins: Bins, chosen: NDArray[np.int64], u: Floats, allowed: NDArray[n
 
 def bin_share(bins: Bins, allowed: NDArray[np.bool_]) -> Floats:
     """Which part of each bin a condition allows; a bin without noised mass on it counts its codes."""
-    share: Floats = np.bincount(bins.map, weights=bins.within * allowed, minlength=bins.size).astype(np.float64)
+    share: Floats = np.bincount(bins.map, weights=bins.within * allowed, minlength=bins.size).astype(
+        np.float64
+    )
     if not share.sum() > 0:
-        share = np.bincount(bins.map, weights=allowed, minlength=bins.size) / np.bincount(bins.map, minlength=bins.size)
+        share = np.bincount(bins.map, weights=allowed, minlength=bins.size) / np.bincount(
+            bins.map, minlength=bins.size
+        )
     return np.clip(share, 0.0, 1.0)
 
 

@@ -32,9 +32,9 @@ def sampling(*, generator: str = "mixture", rows: int = SAMPLED, repeats: int = 
             lambda: write_rows(folder, rows, [Path(name) / "out.parquet"], seed=1), rows, repeats
         )
     return Figure(
-        name=f"sampling-{generator}", unit="rows/s", value=wall, limit=SAMPLE_LIMIT, better="higher",
+        name=f"sampling-{generator}", unit="rows/s", value=cpu, limit=SAMPLE_LIMIT, better="higher",
         what=f"finished rows a second of a ten-column table from the {generator} model",
-        details={"rows per CPU second": cpu, "rows": rows},
+        details={"rows a second by the clock": wall, "rows": rows},
     )  # fmt: skip
 
 
@@ -50,8 +50,8 @@ def encoding(*, rows: int = ENCODED, repeats: int = 3) -> Iterator[Figure]:
     for what, work in works.items():
         cpu, wall = _rate(work, rows, repeats)
         yield Figure(
-            name=f"encoding-{what.replace(' ', '-')}", unit="rows/s", value=wall, limit=ENCODE_LIMIT, better="higher",
-            what=f"rows a second of a ten-column table: {what}", details={"rows per CPU second": cpu, "rows": rows},
+            name=f"encoding-{what.replace(' ', '-')}", unit="rows/s", value=cpu, limit=ENCODE_LIMIT, better="higher",
+            what=f"rows a second of a ten-column table: {what}", details={"rows a second by the clock": wall, "rows": rows},
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@
     encoding     rows encoded at a site: at least 100,000 a second
     memory       peak of a simulation of a million rows over ten sites: below 2 GB
 
-Steps and rounds are ratios of CPU time within one run; rows and memory are what a person would see.
+Steps and rounds are ratios of CPU time within one run, rows are per second of CPU (sampling and encoding use one core).
 """
 
 from __future__ import annotations

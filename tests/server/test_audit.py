@@ -70,9 +70,13 @@ def write_study(
                 if changed.pop("skip", False):
                     continue
                 ballot = changed.pop("ballot", "2" * 64)
+                voted = changed.pop("voted", False)
                 ledger.reserve(**(arguments | changed))
                 name = (arguments | changed)["release_id"]
                 ledger.advance(RUN, name, "SEALED", "1" * 64)
+                if voted:  # signed a survivor set, and never saw its round's end
+                    ledger.advance(RUN, name, "UNMASKED", ballot)
+                    continue
                 ledger.advance(RUN, name, "RELEASED", ballot, later=True)
             if owner == "coordinator":
                 ledger.note(PUBLISHED, run=RUN, files=files)
@@ -174,6 +178,8 @@ SPOILED: list[tuple[str, str, Callable[[str, int, Plan], dict[str, Any]]]] = [
     ("used with too few sites", "agreement", lambda o, i, p: {"skip": i == 3 and o in ("A", "B")}),
     ("charged behind the study's back", "agreement", lambda o, i, p: {"skip": i == 3 and o == "coordinator"}),
     ("two survivor sets", "agreement", lambda o, i, p: {"ballot": "3" * 64} if (o, i) == ("A", 2) else {}),
+    ("a vote for another survivor set", "agreement",
+     lambda o, i, p: {"ballot": "3" * 64, "voted": True} if (o, i) == ("A", 2) else {}),
 ]  # fmt: skip
 
 
@@ -183,6 +189,11 @@ def test_properly_signed_but_wrong_events_are_found(
 ) -> None:
     write_study(tmp_path, plan, spoil=lambda owner, index: spoil(owner, index, plan))
     assert check in failed(audit(tmp_path))
+
+
+def test_a_site_that_voted_and_went_before_the_end_is_no_fault(tmp_path: Path, plan: Plan) -> None:
+    write_study(tmp_path, plan, spoil=lambda owner, index: {"voted": (owner, index) == ("A", 2)})
+    assert audit(tmp_path).ok
 
 
 def test_less_noise_breaks_the_budget_too(tmp_path: Path, plan: Plan) -> None:

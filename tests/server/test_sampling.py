@@ -41,7 +41,7 @@ def sample(
     return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
 
 
-CONDITIONS: list[tuple[str, Callable[[pd.DataFrame], "pd.Series[bool]"]]] = [
+CONDITIONS: list[tuple[str, Callable[[pd.DataFrame], pd.Series[bool]]]] = [
     ("sex=F", lambda t: t.sex == "F"),
     ("sex!=F", lambda t: t.sex == "M"),
     ('sex="F"', lambda t: t.sex == "F"),
@@ -66,7 +66,7 @@ CONDITIONS: list[tuple[str, Callable[[pd.DataFrame], "pd.Series[bool]"]]] = [
 
 @pytest.mark.parametrize(("where", "true"), CONDITIONS, ids=[where for where, _ in CONDITIONS])
 def test_rows_keep_the_condition(
-    folder: RunFolder, tmp_path: Path, where: str, true: Callable[[pd.DataFrame], "pd.Series[bool]"]
+    folder: RunFolder, tmp_path: Path, where: str, true: Callable[[pd.DataFrame], pd.Series[bool]]
 ) -> None:
     rows = sample(folder, tmp_path, where=where)
     assert len(rows) == 300
@@ -82,7 +82,9 @@ def test_rows_keep_the_condition(
         ("age>=1e400", "WHERE"), ("seen>2021-13-45", "WHERE-VALUE"), ("=", "WHERE-FORM"), ("age>", "WHERE-FORM"),
     ],
 )  # fmt: skip
-def test_a_condition_that_cannot_be_kept_is_refused(folder: RunFolder, tmp_path: Path, where: str, code: str) -> None:
+def test_a_condition_that_cannot_be_kept_is_refused(
+    folder: RunFolder, tmp_path: Path, where: str, code: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         sample(folder, tmp_path, where=where)
     assert caught.value.code.startswith(code)
@@ -118,8 +120,12 @@ def test_both_files_hold_the_same_rows_in_the_dictionarys_types(folder: RunFolde
     assert write_rows(folder, 500, outs, seed=4) == 500
     parquet, csv = pd.read_parquet(outs[0]), pd.read_csv(outs[1], keep_default_na=False, dtype=str)
     assert list(parquet.columns) == list(csv.columns) == NAMES
-    assert pd.api.types.is_integer_dtype(parquet.age.dtype) and pd.api.types.is_integer_dtype(parquet.grade.dtype)
-    assert pd.api.types.is_float_dtype(parquet.dose.dtype) and pd.api.types.is_bool_dtype(parquet.smoker.dtype)
+    assert pd.api.types.is_integer_dtype(parquet.age.dtype) and pd.api.types.is_integer_dtype(
+        parquet.grade.dtype
+    )
+    assert pd.api.types.is_float_dtype(parquet.dose.dtype) and pd.api.types.is_bool_dtype(
+        parquet.smoker.dtype
+    )
     assert parquet.sex.dropna().isin(["F", "M"]).all() and parquet.grade.dropna().isin([1, 2, 3]).all()
     assert parquet.age.between(0, 99).all() and not parquet.age.isna().any()  # required
     assert parquet.dose.dropna().between(0, 10).all() and (parquet.dose.dropna() * 2 % 1 == 0).all()
@@ -167,7 +173,12 @@ def test_a_cell_at_the_conditions_edge_is_cut(tmp_path: Path, quick: None) -> No
         "name": "wide",
         "missingValues": [""],
         "fields": [
-            {"name": "x", "type": "number", "constraints": {"minimum": 0, "maximum": 1000}, "resolution": 0.001},
+            {
+                "name": "x",
+                "type": "number",
+                "constraints": {"minimum": 0, "maximum": 1000},
+                "resolution": 0.001,
+            },
             {"name": "k", "type": "integer", "constraints": {"minimum": 0, "maximum": 100000}},
         ],
     }

@@ -57,9 +57,6 @@ def main() -> None:
     from small import make_quick
 
     make_quick()
-    import cohortium.simulations.run
-    import cohortium.client.guard  # noqa: F401  everything warm before the first fork
-
     from cohortium.server.runs import RunFolder, plan_for_run
 
     for line in sys.stdin:

@@ -52,12 +52,22 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         make_quick(patch.setattr)
         study, table = small_study(home / "study")
-        says(call("simulate", study, "--table", table, "--split", "iid:3", "--out", home / "out", "--seed", 4), 0)
+        says(
+            call("simulate", study, "--table", table, "--split", "iid:3", "--out", home / "out", "--seed", 4),
+            0,
+        )
     return home / "out"
 
 
 def test_simulate_says_what_it_did(done: Path) -> None:
-    for name in ("synthetic.parquet", "synthetic.csv", "report.html", "result.json", "plan.json", "run/ledger.jsonl"):
+    for name in (
+        "synthetic.parquet",
+        "synthetic.csv",
+        "report.html",
+        "result.json",
+        "plan.json",
+        "run/ledger.jsonl",
+    ):
         assert (done / name).stat().st_size > 0
     result = json.loads((done / "result.json").read_text())
     assert result["warnings"] and "rehearsal" in result["warnings"][0]
@@ -66,7 +76,9 @@ def test_simulate_says_what_it_did(done: Path) -> None:
 def test_json_is_json(study: tuple[Path, Path], done: Path, tmp_path: Path, quick: None) -> None:
     checked = call("study", "check", study[0], "--sites", 3, "--json")
     assert checked.exit_code == 0 and json.loads(checked.stdout)["epsilon"]["add-remove"]["1"] <= 20.0
-    ran = call("simulate", study[0], "--table", study[1], "--split", "iid:3", "--out", tmp_path / "out", "--json")
+    ran = call(
+        "simulate", study[0], "--table", study[1], "--split", "iid:3", "--out", tmp_path / "out", "--json"
+    )
     assert ran.exit_code == 0 and json.loads(ran.stdout)["format"] == "cohortium-result/1"
     audited = call("audit", done, "--json")
     assert audited.exit_code == 0 and json.loads(audited.stdout)["ok"] is True
@@ -93,11 +105,32 @@ def test_words_for_people(study: tuple[Path, Path], done: Path, tmp_path: Path) 
 def test_simulate_usage(study: tuple[Path, Path], done: Path, tmp_path: Path, quick: None) -> None:
     says(call("simulate"), 2, "SIMULATE-ARGUMENTS")
     says(call("simulate", study[0], "--resume", done), 2, "SIMULATE-RESUME")
-    says(call("simulate", study[0], "--table", study[1], "--split", "iid:3", "--out", done), 2, "SIMULATE-OUT", "--resume")
-    says(call("simulate", study[0], "--table", study[1], "--engine", "warp", "--out", tmp_path / "o"), 2, "ENGINE")
-    says(call("simulate", study[0], "--table", study[1], "--split", "iid:0", "--out", tmp_path / "o"), 2, "SPLIT")
-    says(call("simulate", study[0], "--table", study[1], "--split", "by:nobody", "--out", tmp_path / "o"), 2, "TABLE-COLUMN")
-    says(call("simulate", study[0], "--table", study[1], "--split", "iid:2", "--out", tmp_path / "o"), 2, "STUDY-SITES")
+    says(
+        call("simulate", study[0], "--table", study[1], "--split", "iid:3", "--out", done),
+        2,
+        "SIMULATE-OUT",
+        "--resume",
+    )
+    says(
+        call("simulate", study[0], "--table", study[1], "--engine", "warp", "--out", tmp_path / "o"),
+        2,
+        "ENGINE",
+    )
+    says(
+        call("simulate", study[0], "--table", study[1], "--split", "iid:0", "--out", tmp_path / "o"),
+        2,
+        "SPLIT",
+    )
+    says(
+        call("simulate", study[0], "--table", study[1], "--split", "by:nobody", "--out", tmp_path / "o"),
+        2,
+        "TABLE-COLUMN",
+    )
+    says(
+        call("simulate", study[0], "--table", study[1], "--split", "iid:2", "--out", tmp_path / "o"),
+        2,
+        "STUDY-SITES",
+    )
     says(call("simulate", "--resume", tmp_path / "nothing"), 2)
     assert not (tmp_path / "o").exists(), "a refused simulation leaves nothing behind"
 
@@ -148,10 +181,19 @@ def test_wrong_input_is_explained(tmp_path: Path, options: dict[str, Any], word:
 
 
 def test_an_epsilon_too_small_for_the_plan(study: tuple[Path, Path], tmp_path: Path) -> None:
-    text = study[0].read_text().replace("epsilon = 20.0", "epsilon = 1e-7").replace("delta = 1e-6", "delta = 1e-12")
+    text = (
+        study[0]
+        .read_text()
+        .replace("epsilon = 20.0", "epsilon = 1e-7")
+        .replace("delta = 1e-6", "delta = 1e-12")
+    )
     study[0].write_text(text)
     says(call("study", "check", study[0], "--sites", 3), 3, "PLAN-EPSILON")
-    says(call("simulate", study[0], "--table", study[1], "--split", "iid:3", "--out", tmp_path / "o"), 3, "PLAN-EPSILON")
+    says(
+        call("simulate", study[0], "--table", study[1], "--split", "iid:3", "--out", tmp_path / "o"),
+        3,
+        "PLAN-EPSILON",
+    )
     assert not (tmp_path / "o").exists()
 
 
@@ -181,7 +223,11 @@ def test_odd_input_runs(tmp_path: Path, quick: None, options: dict[str, Any], sp
     out = tmp_path / "out"
     says(call("simulate", study, "--table", table, "--split", split, "--out", out), 0)
     rows = pd.read_parquet(out / "synthetic.parquet")
-    assert len(rows) == 60 and rows.dose.dropna().between(0, 10).all() and rows.sex.dropna().isin(["F", "M", "X"]).all()
+    assert (
+        len(rows) == 60
+        and rows.dose.dropna().between(0, 10).all()
+        and rows.sex.dropna().isin(["F", "M", "X"]).all()
+    )
     says(call("audit", out), 0)
 
 
@@ -198,7 +244,9 @@ def test_five_hundred_columns(tmp_path: Path, quick: None) -> None:
 
 
 def test_no_noise_runs_and_says_so(study: tuple[Path, Path], tmp_path: Path, quick: None) -> None:
-    result = call("simulate", study[0], "--table", study[1], "--split", "iid:3", "--no-noise", "--out", tmp_path / "out")
+    result = call(
+        "simulate", study[0], "--table", study[1], "--split", "iid:3", "--no-noise", "--out", tmp_path / "out"
+    )
     says(result, 0, "no privacy")
     assert call("audit", tmp_path / "out").exit_code == 1, "no audit passes what has no price"
 
@@ -238,7 +286,9 @@ def spoil_rows(out: Path) -> None:
     (out / "synthetic.csv").write_text((out / "synthetic.csv").read_text().replace("F", "M", 1))
 
 
-@pytest.mark.parametrize("spoil", [spoil_bit, spoil_line, spoil_last_line, spoil_signature, spoil_epsilon, spoil_rows])
+@pytest.mark.parametrize(
+    "spoil", [spoil_bit, spoil_line, spoil_last_line, spoil_signature, spoil_epsilon, spoil_rows]
+)
 def test_audit_finds(done: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     out = tmp_path / "copy"
     shutil.copytree(done, out)
@@ -247,7 +297,9 @@ def test_audit_finds(done: Path, tmp_path: Path, spoil: Callable[[Path], None]) 
     assert result.exit_code == 1 and "✗" in result.output and "Traceback" not in result.output
 
 
-def test_an_error_we_did_not_foresee(study: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_we_did_not_foresee(
+    study: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """70, a code and no word of what was in the exception: it may hold values."""
     import cohortium.simulations.run as module
 
@@ -268,8 +320,10 @@ def test_ctrl_c_stops_between_releases_and_resume_goes_on(tmp_path: Path) -> Non
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r}); from small import make_quick; "
         "make_quick(); from cohortium.simulations.cli import main; main()"
     )
+
     def command(*arguments: str | Path) -> list[str]:
         return [sys.executable, "-c", script, *map(str, arguments)]
+
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     begun = subprocess.Popen(
         command("simulate", study, "--table", table, "--split", "iid:3", "--out", out, "--json"),
@@ -286,7 +340,11 @@ def test_ctrl_c_stops_between_releases_and_resume_goes_on(tmp_path: Path) -> Non
     assert stopped["stopped"] and 0 < stopped["epsilon_spent"] < stopped["epsilon"]
     assert "Traceback" not in words and not (out / "run" / "model.npz").exists()
     went_on = subprocess.run(
-        command("simulate", "--resume", out, "--json"), capture_output=True, text=True, env=environment, timeout=280
+        command("simulate", "--resume", out, "--json"),
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=280,
     )
     assert went_on.returncode == 0, went_on.stderr
     spent = json.loads(went_on.stdout)["privacy"]["prices"][0]

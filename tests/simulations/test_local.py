@@ -75,7 +75,10 @@ def test_a_study_of_one_hospital_runs_and_is_audited(simulate: Simulate) -> None
     out = simulate("iid:1", strategy="local")
     result = finish(out)
     assert audit(out).ok
-    assert "local" in str(result["privacy"]["statement"]) and float(result["privacy"]["prices"][0]["epsilon"]) <= 20.0
+    assert (
+        "local" in str(result["privacy"]["statement"])
+        and float(result["privacy"]["prices"][0]["epsilon"]) <= 20.0
+    )
 
 
 @pytest.mark.parametrize("server_step", ["average", "momentum", "adam"])
@@ -98,7 +101,11 @@ def test_three_local_steps_a_round(
     moved = questions[trained[1]].parameters - questions[trained[0]].parameters  # type: ignore[union-attr]
     assert np.isfinite(moved).all() and moved.any()
     ledger = Ledger.open(out / "sites" / "site-1" / "ledger.db")
-    charged = [count for event, count in ledger.charged_events(str(RunFolder(root=out).facts()["run"])) if event.kind == "poisson-gaussian"]
+    charged = [
+        count
+        for event, count in ledger.charged_events(str(RunFolder(root=out).facts()["run"]))
+        if event.kind == "poisson-gaussian"
+    ]
     ledger.close()
     assert sum(charged) == 6
     finish(out, score=False)

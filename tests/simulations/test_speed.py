@@ -75,13 +75,13 @@ def test_a_secure_sum_round_costs_at_most_1_5_times_its_parts(bins: int, hidden:
 def test_at_least_20000_finished_rows_a_second() -> None:
     """Counted on the CPU's clock: the one core that sampling uses gives them alone."""
     figure = rows.sampling(rows=65_536, repeats=2)
-    assert figure.details["rows per CPU second"] >= figure.limit, figure.details
+    assert figure.holds, figure
 
 
 @pytest.mark.slow
 def test_encoding_keeps_pace() -> None:
     for figure in rows.encoding(rows=200_000, repeats=2):
-        assert figure.details["rows per CPU second"] >= figure.limit, figure
+        assert figure.holds, figure
 
 
 @pytest.mark.slow

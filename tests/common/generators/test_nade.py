@@ -116,7 +116,7 @@ def test_no_weight_of_a_network_is_larger_than_its_bound() -> None:
 
 
 def cancelling(bins: list[int], seed: int) -> tuple[Nade, np.ndarray]:
-    """Weights of sizes from 1e3 to 1e30 whose products with the hidden units cancel: rounding is all that is left."""
+    """Weights from 1e3 to 1e30 whose products with the hidden units cancel: rounding is all that is left."""
     network, rng = Nade({"kind": "nade", "bins": bins, "hidden": 32}), np.random.default_rng(seed)
     theta = np.zeros(network.size)
     theta[:32] = 1.0

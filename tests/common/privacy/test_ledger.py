@@ -102,6 +102,21 @@ def test_sealing_names_its_bytes(ledger: Ledger) -> None:
     assert ledger.book.entries["r", "0"].ballot == "2" * 64
 
 
+def test_a_survivor_set_is_named_once(ledger: Ledger) -> None:
+    """By the vote; what closes the release names the same or none."""
+    reserve(ledger)
+    ledger.advance("r", "0", "SEALED", DIGEST)
+    ledger.advance("r", "0", "UNMASKED", "2" * 64)
+    before = ledger.head()
+    with pytest.raises(Refused, match="LEDGER-STATE"):
+        ledger.advance("r", "0", "UNMASKED", "3" * 64)
+    with pytest.raises(Refused, match="LEDGER-BALLOT"):
+        ledger.advance("r", "0", "RELEASED", "3" * 64)
+    assert ledger.head() == before and ledger.book.entries["r", "0"].ballot == "2" * 64
+    ledger.advance("r", "0", "RELEASED", "2" * 64)
+    assert ledger.state("r", "0") == "RELEASED"
+
+
 def test_a_later_line_is_written_with_the_next_and_cannot_wait_twice(ledger: Ledger) -> None:
     reserve(ledger)
     with pytest.raises(Refused):
