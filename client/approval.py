@@ -49,10 +49,11 @@ def proposal_message(
 ) -> Message:
     """The proposal before it is sealed. identities: site -> hex of its Ed25519 key."""
     return Message(
-        kind="study.proposal", sender=COORDINATOR,
+        kind="study.proposal",
+        sender=COORDINATOR,
         fields={"run": run, "plan": plan.to_json(), "identities": identities, "exclude": list(exclude)},
         blobs={"dictionary": json.dumps(schema.to_dict(), sort_keys=True).encode()},
-    )  # fmt: skip
+    )
 
 
 def read_proposal(envelope: bytes, coordinator: Ed25519PublicKey) -> Proposal:
@@ -79,9 +80,7 @@ def read_proposal(envelope: bytes, coordinator: Ed25519PublicKey) -> Proposal:
     return Proposal(run=run, plan=plan, identities=identities, schema=schema, exclude=exclude, envelope=envelope)
 
 
-def approve(
-    site: Path, envelope: bytes, officer: Ed25519PrivateKey, *, check_table: bool = True
-) -> Proposal:
+def approve(site: Path, envelope: bytes, officer: Ed25519PrivateKey, *, check_table: bool = True) -> Proposal:
     """Check a proposal against the site's policy and put the officer's signature beside it.
 
     check_table: read the site's table as the guard will, so that the officer meets what is wrong with it, and in
@@ -93,9 +92,10 @@ def approve(
     policy.check_peers(proposal.identities)
     if load_private(site / "site.key").public_key() != proposal.identities[policy.name]:
         raise Refused(
-            "PROPOSAL-OWN-KEY", "the proposal gives this site another key than its own",
+            "PROPOSAL-OWN-KEY",
+            "the proposal gives this site another key than its own",
             hint="send the coordinator this site's public key again",
-        )  # fmt: skip
+        )
     # The officer approves an ε; the guard will answer stages. Here they are held against each other.
     if proposal.plan.private and proposal.plan.price() > proposal.plan.epsilon * (1 + 1e-9):
         raise Refused("PROPOSAL-PRICE", "the plan's releases cost more than the epsilon that it states")
@@ -103,9 +103,11 @@ def approve(
     # A run's id names keys and charges: what was approved under it is never exchanged for something else.
     if (folder / "proposal.bin").exists() and (folder / "proposal.bin").read_bytes() != envelope:
         raise Refused(
-            "PROPOSAL-EXISTS", "another proposal was approved here under this run's id",
-            where=(str(folder),), hint="ask the coordinator for a new run",
-        )  # fmt: skip
+            "PROPOSAL-EXISTS",
+            "another proposal was approved here under this run's id",
+            where=(str(folder),),
+            hint="ask the coordinator for a new run",
+        )
     if check_table:
         from cohortium.client.loading import load_records
 

@@ -90,9 +90,13 @@ class Gate:
         query.check_codes(codes)
         self._check_cap(plan, stage)
         line = self._ledger.reserve(
-            run=run, release_id=str(index), event=stage.event, count=stage.steps, plan_digest=plan.digest,
+            run=run,
+            release_id=str(index),
+            event=stage.event,
+            count=stage.steps,
+            plan_digest=plan.digest,
             purpose=stage.name,
-        )  # fmt: skip
+        )
         return Permit(run=run, index=index, stage=stage, mode=plan.mode, head=line.hash)
 
     def _check_cap(self, plan: Plan, stage: Stage) -> None:
@@ -100,25 +104,24 @@ class Gate:
             return  # a rehearsal without noise has no price that a cap could hold; policy.check allowed it
         if self._policy.rehearsal is None and any(e.kind == "non-private" for e, _ in self._ledger.charged_events()):
             raise Refused(
-                "GATE-CAP", "something was computed here without noise: no cap can hold any more",
+                "GATE-CAP",
+                "something was computed here without noise: no cap can hold any more",
                 hint="a rehearsal's ledger is not a hospital's: start with a new site directory",
-            )  # fmt: skip
+            )
         cap = RdpFilter(
-            epsilon=self._policy.lifetime_epsilon, delta=self._policy.lifetime_delta,
+            epsilon=self._policy.lifetime_epsilon,
+            delta=self._policy.lifetime_delta,
             hospitals=self._policy.hospitals,  # the same for every plan, or the cap's meaning would change with each
-        )  # fmt: skip
-        charged = [
-            (event, count) for event, count in self._ledger.charged_events() if event.kind != "non-private"
-        ]
+        )
+        charged = [(event, count) for event, count in self._ledger.charged_events() if event.kind != "non-private"]
         if not cap.allows([*charged, (stage.event, stage.steps)]):
             raise Refused(
-                "GATE-CAP", "this release would pass the hospital's lifetime cap",
+                "GATE-CAP",
+                "this release would pass the hospital's lifetime cap",
                 hint="[policy] lifetime_epsilon is the officer's to raise",
-            )  # fmt: skip
+            )
 
-    def send(
-        self, message: Message, *, permit: Permit | None = None, released: Released | None = None
-    ) -> bytes:
+    def send(self, message: Message, *, permit: Permit | None = None, released: Released | None = None) -> bytes:
         """The signed envelope of a message that may leave.
 
         A message made from records needs its permit and the noised `Released` it was made from. The caller stores

@@ -48,13 +48,27 @@ from cohortium.common.queries import AnyQuery, Gradient, Part, from_wire
 
 CODES = {
     # first letters of an error's code -> what the outside may learn
-    "MSG": "BAD-ENVELOPE", "WIRE": "BAD-ENVELOPE", "QUERY": "BAD-QUERY", "PLAN": "BAD-PLAN",
-    "PROPOSAL": "BAD-PLAN", "GUARD": "REFUSED", "POLICY": "REFUSED-POLICY", "GATE": "REFUSED", "CAP": "REFUSED-CAP",
-    "LEDGER": "REFUSED-LEDGER", "SUM": "BAD-ROUND", "RELEASE": "BAD-QUERY", "NETWORK": "BAD-QUERY", "FIXED": "BAD-ROUND",
+    "MSG": "BAD-ENVELOPE",
+    "WIRE": "BAD-ENVELOPE",
+    "QUERY": "BAD-QUERY",
+    "PLAN": "BAD-PLAN",
+    "PROPOSAL": "BAD-PLAN",
+    "GUARD": "REFUSED",
+    "POLICY": "REFUSED-POLICY",
+    "GATE": "REFUSED",
+    "CAP": "REFUSED-CAP",
+    "LEDGER": "REFUSED-LEDGER",
+    "SUM": "BAD-ROUND",
+    "RELEASE": "BAD-QUERY",
+    "NETWORK": "BAD-QUERY",
+    "FIXED": "BAD-ROUND",
     # One word for whatever the table is like, too few patients included: which of them it is stays at the site.
-    "TABLE": "REFUSED-DATA", "DICT": "REFUSED-DATA", "DATA": "REFUSED-DATA", "SOURCE": "REFUSED-DATA",
+    "TABLE": "REFUSED-DATA",
+    "DICT": "REFUSED-DATA",
+    "DATA": "REFUSED-DATA",
+    "SOURCE": "REFUSED-DATA",
     "POLICY-PATIENTS": "REFUSED-DATA",
-}  # fmt: skip
+}
 INTERNAL = "GUARD-INTERNAL"
 
 
@@ -133,9 +147,13 @@ class Guard:
         fields = message.fields
         proposal = self._approved(fields["run"])
         handlers = {
-            "run.hello": self._hello, "run.prepare": self._prepare, "run.ask": self._ask,
-            "run.survivors": self._survivors, "run.reveal": self._reveal, "run.finish": self._finish,
-        }  # fmt: skip
+            "run.hello": self._hello,
+            "run.prepare": self._prepare,
+            "run.ask": self._ask,
+            "run.survivors": self._survivors,
+            "run.reveal": self._reveal,
+            "run.finish": self._finish,
+        }
         if message.kind not in handlers:
             raise ProtocolError("MSG-KIND", "a guard does not know that kind of message")
         return handlers[message.kind](proposal, message)
@@ -154,9 +172,12 @@ class Guard:
         if self._policy.rehearsal is not None:
             self._gate().rehearse(proposal.run)
         fields = {
-            "run": proposal.run, "plan": proposal.plan.digest, "lines": self._lines(message), "channel": channel,
+            "run": proposal.run,
+            "plan": proposal.plan.digest,
+            "lines": self._lines(message),
+            "channel": channel,
             "checkpoint": self._ledger_().checkpoint(),
-        }  # fmt: skip
+        }
         return self._gate().send(Message(kind="site.hello", sender=self.site, fields=fields))
 
     def _prepare(self, proposal: Proposal, message: Message) -> bytes:
@@ -190,15 +211,23 @@ class Guard:
         codes = [grid.size for grid in grids(proposal.schema)]
         permit = self._gate().open(plan=plan, run=proposal.run, index=index, query=query, codes=codes)
         released = release(
-            query=query, records=records, mechanism=permit.stage.mechanism(shares=plan.shares),
-            entropy=self._entropy, run=proposal.run, index=index, head=permit.head,
-        )  # fmt: skip
+            query=query,
+            records=records,
+            mechanism=permit.stage.mechanism(shares=plan.shares),
+            entropy=self._entropy,
+            run=proposal.run,
+            index=index,
+            head=permit.head,
+        )
         if round_ is not None:
             leaving = self._masked(round_, released, message, question)
         else:
             fields = {
-                "run": proposal.run, "index": index, "lattice": released.lattice.hex(), "lines": self._lines(message),
-            }  # fmt: skip
+                "run": proposal.run,
+                "index": index,
+                "lattice": released.lattice.hex(),
+                "lines": self._lines(message),
+            }
             values = released.values.astype("<i8").tobytes()
             leaving = Message(kind="site.noised", sender=self.site, fields=fields, blobs={"values": values})
         envelope = self._gate().send(leaving, permit=permit, released=released)
@@ -213,7 +242,10 @@ class Guard:
 
     def _again(self, run: str, index: int, asked: str, state: str) -> bytes:
         """The same question again gets the same sealed bytes, never a second draw; any other is refused."""
-        if state in ("SEALED", "UNMASKED", "RELEASED") and self._vault_().get("asked") == f"{run}/{index}/{asked}".encode():
+        if (
+            state in ("SEALED", "UNMASKED", "RELEASED")
+            and self._vault_().get("asked") == f"{run}/{index}/{asked}".encode()
+        ):
             envelope = self._vault_().get("sealed")
             # The digest that the release was sealed with is the ledger's word on which bytes those are.
             if envelope is not None and self._ledger_().digest(run, str(index)) == digest(envelope):
@@ -295,9 +327,8 @@ class Guard:
         if proposal.plan.mode == "secure-sum":
             # An interrupted run says farewell too and goes on later: its keys stay until the coordinator says that
             # this was the end, or the plan's last release is over here.
-            if message.fields.get("final") is True:
-                self._erase(run)
-            elif self._ledger_().state(run, last) in ("RELEASED", "BURNED", "VOID") and not self._closed(run):
+            over = self._ledger_().state(run, last) in ("RELEASED", "BURNED", "VOID")
+            if message.fields.get("final") is True or (over and not self._closed(run)):
                 self._erase(run)
         self._ledger_().export(self._directory / "ledger.jsonl")
         fields = {"run": run, "lines": self._lines(message)}
@@ -372,9 +403,13 @@ class Guard:
         if plan.mode != "secure-sum" or not 1 <= dim <= stage.max_dim:
             raise ProtocolError("SUM-PARAMS", "no secure sum of that length in this plan")
         params = RoundParams(
-            run_id=proposal.run, round=index, sites=plan.sites, survivors=plan.survivors,
-            colluders=plan.colluders, dim=dim,
-        )  # fmt: skip
+            run_id=proposal.run,
+            round=index,
+            sites=plan.sites,
+            survivors=plan.survivors,
+            colluders=plan.colluders,
+            dim=dim,
+        )
         channel, directory = self._directory_of(proposal)
         state = self._vault_().get(_round_name(params))
         if state is not None:
@@ -402,9 +437,9 @@ class Guard:
 
     def _refuse(self, code: str, local_code: str, sentence: str) -> bytes:
         entry = {"at": int(time.time()), "code": code, "local": local_code, "sentence": sentence}
-        with contextlib.suppress(OSError):  # a full disk must not turn a refusal into an exception with words
-            with open(self._directory / "guard.log", "a", encoding="utf-8") as log:
-                log.write(json.dumps(entry) + "\n")
+        # A full disk must not turn a refusal into an exception with words.
+        with contextlib.suppress(OSError), open(self._directory / "guard.log", "a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
         gate = Gate(policy=self._policy, ledger=None, key=self._key)  # the ledger may be what failed
         return gate.send(Message(kind="site.refused", sender=self.site, fields={"code": code}))
 

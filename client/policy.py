@@ -109,16 +109,25 @@ class Policy:
     def save(self, path: Path) -> None:
         """Write site.toml; for simulations and `site init`."""
         lines = [
-            "[site]", f"name = {toml_text(self.name)}", f"coordinator_key = {toml_text(self.coordinator_key)}", "",
-            "[data]", f"table = {toml_text(self.table)}", "",
+            "[site]",
+            f"name = {toml_text(self.name)}",
+            f"coordinator_key = {toml_text(self.coordinator_key)}",
+            "",
+            "[data]",
+            f"table = {toml_text(self.table)}",
+            "",
             "[policy]",
-            f"lifetime_epsilon = {self.lifetime_epsilon!r}", f"lifetime_delta = {self.lifetime_delta!r}",
-            f"unit = {toml_text(self.unit)}", f"hospitals = {self.hospitals}",
-            f"minimum_sites = {self.minimum_sites}", f"minimum_colluders = {self.minimum_colluders}",
+            f"lifetime_epsilon = {self.lifetime_epsilon!r}",
+            f"lifetime_delta = {self.lifetime_delta!r}",
+            f"unit = {toml_text(self.unit)}",
+            f"hospitals = {self.hospitals}",
+            f"minimum_sites = {self.minimum_sites}",
+            f"minimum_colluders = {self.minimum_colluders}",
             f"minimum_patients = {self.minimum_patients}",
-            f"generators = {toml_text(list(self.generators))}", f"strategies = {toml_text(list(self.strategies))}",
+            f"generators = {toml_text(list(self.generators))}",
+            f"strategies = {toml_text(list(self.strategies))}",
             f"evaluation = {str(self.evaluation).lower()}",
-        ]  # fmt: skip
+        ]
         if self.peers is not None:
             pins = ", ".join(f"{toml_text(name)} = {toml_text(key)}" for name, key in self.peers)
             lines.append(f"peers = {{{pins}}}")
@@ -138,9 +147,7 @@ class Policy:
             raise Refused(code, sentence, hint=hint)
 
         if self.name not in plan.sites:
-            refuse(
-                "POLICY-SITE", "the plan does not name this hospital", "ask the coordinator for another plan"
-            )
+            refuse("POLICY-SITE", "the plan does not name this hospital", "ask the coordinator for another plan")
         if len(plan.sites) < self.minimum_sites:
             refuse(
                 "POLICY-SITES",
@@ -162,9 +169,7 @@ class Policy:
                 "[policy] minimum_colluders",
             )
         if plan.generator not in self.generators:
-            refuse(
-                "POLICY-GENERATOR", f"generator {plan.generator!r} is not allowed here", "[policy] generators"
-            )
+            refuse("POLICY-GENERATOR", f"generator {plan.generator!r} is not allowed here", "[policy] generators")
         if plan.mode not in self.strategies:
             refuse("POLICY-STRATEGY", f"strategy {plan.mode!r} is not allowed here", "[policy] strategies")
         if any(s.part == "holdout" for s in plan.stages) and not self.evaluation:
@@ -182,7 +187,6 @@ class Policy:
         if plan.delta > self.lifetime_delta:
             refuse("POLICY-DELTA", "the plan's delta is above this hospital's", "[policy] lifetime_delta")
 
-
     def check_peers(self, identities: Mapping[str, Ed25519PublicKey]) -> None:
         """Refuse sites whose keys this hospital does not know, where it listed those that it does."""
         if self.peers is None:
@@ -191,9 +195,10 @@ class Policy:
         for site, key in sorted(identities.items()):
             if site != self.name and known.get(site) != key.public_bytes_raw().hex():
                 raise Refused(
-                    "POLICY-PEERS", f"{site!r} is not a site whose key this hospital knows",
+                    "POLICY-PEERS",
+                    f"{site!r} is not a site whose key this hospital knows",
                     hint="compare its fingerprint over another channel, then add it to [policy] peers",
-                )  # fmt: skip
+                )
 
 
 def _boolean(value: Any) -> bool:

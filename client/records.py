@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+
 from cohortium.common.encoding import FALSE, TRUE, Records, as_text, encode
 from cohortium.common.errors import TableError
 from cohortium.common.schema import LARGEST, Column, Schema
-from numpy.typing import NDArray
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\Z")
 _INFINITE = frozenset({"inf", "-inf", "+inf", "infinity", "-infinity", "+infinity"})
@@ -79,9 +80,7 @@ class _Misfit(Exception):
         self.position, self.why = position, why
 
 
-def _check_header(
-    schema: Schema, table: pd.DataFrame, unit: str, where: str, exclude: frozenset[str]
-) -> None:
+def _check_header(schema: Schema, table: pd.DataFrame, unit: str, where: str, exclude: frozenset[str]) -> None:
     names = list(table.columns)
     odd = [name for name in names if not isinstance(name, str)]
     if odd:
@@ -110,9 +109,7 @@ def _check_header(
             "TABLE-COLUMN",
             f"the table lacks {len(absent)} columns of the dictionary: {_some(absent)}",
             where=(where, f"dictionary {schema.name}:{absent[0]}"),
-            hint=f"rename {close[0]!r} to {absent[0]!r}"
-            if close
-            else f"[study] exclude = [{_quoted(absent)}]",
+            hint=f"rename {close[0]!r} to {absent[0]!r}" if close else f"[study] exclude = [{_quoted(absent)}]",
         )
     extra = [name for name in names if name not in schema.names and name not in exclude]
     if extra:
@@ -218,9 +215,7 @@ def _by_unique(values: pd.Series, reader: Callable[[Hashable], object]) -> tuple
         try:
             parsed.append(reader(value))
         except (ValueError, TypeError, OverflowError, ArithmeticError) as error:
-            why = (
-                str(error) if type(error) is ValueError and str(error).startswith("is ") else "cannot be read"
-            )
+            why = str(error) if type(error) is ValueError and str(error).startswith("is ") else "cannot be read"
             raise _Misfit(int(np.flatnonzero(position == code)[0]), why) from None
     return position, parsed
 
@@ -278,9 +273,7 @@ def _number(column: Column, value: Hashable) -> float | None:
         if value.lower() in _INFINITE:
             return math.inf
         if not _NUMBER.match(value):
-            raise ValueError(
-                "is a number with a comma" if re.match(r"[0-9.]+,[0-9]+\Z", value) else "is not a number"
-            )
+            raise ValueError("is a number with a comma" if re.match(r"[0-9.]+,[0-9]+\Z", value) else "is not a number")
         return float(value)
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | Decimal | np.number):
         raise ValueError("is not a number")

@@ -23,9 +23,7 @@ class Vault:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA secure_delete=ON")
-        self._db.execute(
-            "CREATE TABLE IF NOT EXISTS vault (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT"
-        )
+        self._db.execute("CREATE TABLE IF NOT EXISTS vault (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT")
 
     def get(self, name: str) -> bytes | None:
         row = self._db.execute("SELECT value FROM vault WHERE name = ?", (name,)).fetchone()

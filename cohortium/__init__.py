@@ -30,9 +30,23 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "AuditReport", "CohortiumError", "Plan", "Run", "Schema", "Scores", "Study", "__version__",
-    "audit", "evaluate", "load_study", "plan", "report", "resume", "sample", "simulate",
-]  # fmt: skip
+    "AuditReport",
+    "CohortiumError",
+    "Plan",
+    "Run",
+    "Schema",
+    "Scores",
+    "Study",
+    "__version__",
+    "audit",
+    "evaluate",
+    "load_study",
+    "plan",
+    "report",
+    "resume",
+    "sample",
+    "simulate",
+]
 
 _TYPES = {
     "AuditReport": "cohortium.server.audit",
@@ -161,10 +175,15 @@ def simulate(
             table.to_parquet(source, index=False)
         prepare(
             Request(
-                study=Path(study), table=source, split=split, out=Path(out), seed=seed, noise=noise,
+                study=Path(study),
+                table=source,
+                split=split,
+                out=Path(out),
+                seed=seed,
+                noise=noise,
                 accept_guessed_ranges=accept_guessed_ranges,
             )
-        )  # fmt: skip
+        )
     return _run(Path(out), chosen, on_event)
 
 
@@ -229,24 +248,33 @@ def evaluate(
         folder = RunFolder(root=Path(synthetic))
         study, real = folder.study(), real_side(Path(synthetic))
         return exact_scores(
-            schema=study.schema, train=real.train, test=real.test, target=study.target,
-            synthetic=pd.read_parquet(Path(synthetic) / "synthetic.parquet"), unit=folder.plan().unit,
+            schema=study.schema,
+            train=real.train,
+            test=real.test,
+            target=study.target,
+            synthetic=pd.read_parquet(Path(synthetic) / "synthetic.parquet"),
+            unit=folder.plan().unit,
             seed=seed,
-        )  # fmt: skip
+        )
     if train is None or dictionary is None:
         raise UsageError(
-            "EVALUATE-ARGUMENTS", "a table needs real rows to compare with",
+            "EVALUATE-ARGUMENTS",
+            "a table needs real rows to compare with",
             hint="evaluate(synthetic, train=..., dictionary=...)",
-        )  # fmt: skip
+        )
     from cohortium.client.records import checked
     from cohortium.common.schema import Schema
 
     schema = Schema.load(dictionary) if isinstance(dictionary, str | Path) else dictionary
     return exact_scores(
-        schema=schema, train=checked(schema, train, unit=unit, where="train"),
+        schema=schema,
+        train=checked(schema, train, unit=unit, where="train"),
         test=None if test is None else checked(schema, test, unit=unit, where="test"),
-        synthetic=synthetic, target=target, unit=unit, seed=seed,
-    )  # fmt: skip
+        synthetic=synthetic,
+        target=target,
+        unit=unit,
+        seed=seed,
+    )
 
 
 def report(directory: str | Path) -> Path:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
+
 from cohortium.common.encoding import as_text
 from cohortium.common.errors import TableError
 from cohortium.common.schema import LARGEST, Column, Kind, Schema, read_bound
@@ -44,19 +45,13 @@ def draft(table: pd.DataFrame, *, name: str, dictionary: str = "dictionary.json"
     """Propose a dictionary for `table` and a study that names it as `dictionary`. Raises TableError."""
     names = list(table.columns)
     if not names or not len(table):
-        raise TableError(
-            "TABLE-EMPTY", "the table has no rows or no columns", hint="draft from a table with rows"
-        )
+        raise TableError("TABLE-EMPTY", "the table has no rows or no columns", hint="draft from a table with rows")
     if not all(isinstance(n, str) and n for n in names) or len(set(names)) < len(names):
-        raise TableError(
-            "TABLE-HEADER", "column names are not different texts", hint="give every column its name"
-        )
+        raise TableError("TABLE-HEADER", "column names are not different texts", hint="give every column its name")
     values = {n: _plain(table[n]) for n in names}
     texts = {v for column in values.values() for v in set(column) if isinstance(v, str)}
     missing = ("", *(word for word in _MISSING_WORDS if word in texts))
-    columns = tuple(
-        _column(n, [v for v in values[n] if v is not None and v not in missing], len(table)) for n in names
-    )
+    columns = tuple(_column(n, [v for v in values[n] if v is not None and v not in missing], len(table)) for n in names)
     schema = Schema(name=name, columns=columns, missing_values=missing)
     return Draft(schema=schema, study=_study_text(schema, dictionary))
 
@@ -113,9 +108,7 @@ def _column(name: str, cells: list[Hashable], rows: int) -> Column:
     required = len(cells) == rows
     if numbers is not None:
         if max(abs(x) for x in numbers) > LARGEST:
-            return Column(
-                name=name, kind="string", role="identifier", description=_CHECK + "numbers beyond 2^53"
-            )
+            return Column(name=name, kind="string", role="identifier", description=_CHECK + "numbers beyond 2^53")
         if whole and len(numbers) <= _MOST_NUMBER_LEVELS:
             levels = tuple(str(int(x)) for x in sorted(numbers))
             return Column(name=name, kind="integer", levels=levels, required=required, guessed=True)

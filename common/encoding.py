@@ -419,9 +419,7 @@ def roundest(low: int, high: int) -> int:
 @lru_cache(maxsize=8)
 def grids(schema: Schema) -> tuple[Grid, ...]:
     """One grid for each modelled column, in the dictionary's order. Raises DictionaryError."""
-    return tuple(
-        LevelGrid(c, schema.missing_values) if c.categorical else NumberGrid(c) for c in schema.modelled
-    )
+    return tuple(LevelGrid(c, schema.missing_values) if c.categorical else NumberGrid(c) for c in schema.modelled)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -485,9 +483,7 @@ def encode(schema: Schema, table: pd.DataFrame, unit: str) -> Records:
             hint="name every column as in the dictionary, or take it out of the dictionary",
         )
     columns = [g.encode(table[c.name]) for c, g in zip(schema.modelled, grids(schema))]
-    codes = (
-        np.column_stack(columns).astype(np.int32) if columns else np.zeros((len(table), 0), dtype=np.int32)
-    )
+    codes = np.column_stack(columns).astype(np.int32) if columns else np.zeros((len(table), 0), dtype=np.int32)
     position, identity = patients_of(table, unit)
     digests = identity.tobytes()
     halves = np.frombuffer(digests, dtype=">u8").reshape(-1, 2)

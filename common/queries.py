@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
+
 from cohortium.common.encoding import Records
 from cohortium.common.errors import ProtocolError
 
@@ -302,9 +303,12 @@ class Moments:
 
     def to_wire(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         fields: dict[str, Any] = {
-            "widths": list(self.widths), "codes": [len(f) for f in self.features],
-            "bound_sq": self.bound_sq.hex(), "part": self.part, "by": None,
-        }  # fmt: skip
+            "widths": list(self.widths),
+            "codes": [len(f) for f in self.features],
+            "bound_sq": self.bound_sq.hex(),
+            "part": self.part,
+            "by": None,
+        }
         blobs = {f"feature{i:05d}": _bytes(f, "<f8") for i, f in enumerate(self.features)}
         if self.by is not None:
             fields["by"] = [self.by[0], self.by[2]]
@@ -319,9 +323,7 @@ class Moments:
         if fields["by"] is not None:
             column, classes = _ints(fields["by"])
             by = (column, _array(blobs["by"], "<i4"), classes)
-        return cls(
-            features=tuple(features), bound_sq=_float(fields["bound_sq"]), by=by, part=_part(fields["part"])
-        )
+        return cls(features=tuple(features), bound_sq=_float(fields["bound_sq"]), by=by, part=_part(fields["part"]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -348,9 +350,11 @@ class LocalSteps:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "steps": self.steps, "learning_rate": self.learning_rate.hex(),
-            "denominator": self.denominator.hex(), "fedprox_mu": self.fedprox_mu.hex(),
-        }  # fmt: skip
+            "steps": self.steps,
+            "learning_rate": self.learning_rate.hex(),
+            "denominator": self.denominator.hex(),
+            "fedprox_mu": self.fedprox_mu.hex(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -443,9 +447,13 @@ class Gradient:
 
     def to_wire(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         fields = {
-            "network": self.network, "clip": self.clip_norm_l2.hex(), "path": self.path, "part": self.part,
-            "columns": len(self.maps), "local": None if self.local is None else self.local.to_json(),
-        }  # fmt: skip
+            "network": self.network,
+            "clip": self.clip_norm_l2.hex(),
+            "path": self.path,
+            "part": self.part,
+            "columns": len(self.maps),
+            "local": None if self.local is None else self.local.to_json(),
+        }
         blobs = {f"map{i:05d}": _bytes(m, "<i4") for i, m in enumerate(self.maps)}
         return fields, blobs | {"parameters": _bytes(self.parameters, "<f4")}
 
@@ -475,8 +483,10 @@ class Gradient:
 
 AnyQuery = Counts | Moments | Gradient
 _KINDS: dict[str, type[Counts] | type[Moments] | type[Gradient]] = {
-    "counts": Counts, "moments": Moments, "gradient": Gradient,
-}  # fmt: skip
+    "counts": Counts,
+    "moments": Moments,
+    "gradient": Gradient,
+}
 
 
 def from_wire(kind: str, fields: dict[str, Any], blobs: dict[str, bytes]) -> AnyQuery:

@@ -40,9 +40,7 @@ def generator(name: str, facts: Facts, *, rounds: int | None = None) -> Generato
         return Autoregressive(rounds=rounds)
     if wanted == "joined":
         return Joined(rounds=rounds)
-    raise StudyError(
-        "STUDY-GENERATOR", f"there is no generator {name!r}", hint="one of " + ", ".join(GENERATORS)
-    )
+    raise StudyError("STUDY-GENERATOR", f"there is no generator {name!r}", hint="one of " + ", ".join(GENERATORS))
 
 
 def load_model(arrays: Mapping[str, Any], header: Mapping[str, Any]) -> Model:

@@ -109,9 +109,7 @@ class Column:
                 'give "minimum" and "maximum" instead of "enum"',
             )
         if not levels:
-            raise error(
-                "DICT-LEVELS", f"column {self.name!r} has an empty list of levels", "name every level"
-            )
+            raise error("DICT-LEVELS", f"column {self.name!r} has an empty list of levels", "name every level")
         if self.kind == "boolean" and levels != ("false", "true"):
             raise error(
                 "DICT-LEVELS",
@@ -122,9 +120,7 @@ class Column:
             check_text(level, f"a level of column {self.name!r}", empty=False)
         if len(set(levels)) != len(levels):
             twice = next(level for i, level in enumerate(levels) if level in levels[:i])
-            raise error(
-                "DICT-LEVELS", f"column {self.name!r} lists the level {twice!r} twice", "remove one of them"
-            )
+            raise error("DICT-LEVELS", f"column {self.name!r} lists the level {twice!r} twice", "remove one of them")
         if self.minimum is not None or self.maximum is not None:
             raise error(
                 "DICT-RANGE",
@@ -133,9 +129,7 @@ class Column:
             )
 
     def _check_range(self) -> None:
-        example = {"date": '"2000-01-01"', "datetime": '"2000-01-01T00:00:00Z"', "year": "1950"}.get(
-            self.kind, "0"
-        )
+        example = {"date": '"2000-01-01"', "datetime": '"2000-01-01T00:00:00Z"', "year": "1950"}.get(self.kind, "0")
         for key, bound in (("minimum", self.minimum), ("maximum", self.maximum)):
             if bound is None:
                 raise error(
@@ -166,9 +160,7 @@ class Column:
                 )
         low, high = cast(float, self.minimum), cast(float, self.maximum)
         if low > high:
-            raise error(
-                "DICT-RANGE", f"column {self.name!r} has a minimum above its maximum", "swap or correct them"
-            )
+            raise error("DICT-RANGE", f"column {self.name!r} has a minimum above its maximum", "swap or correct them")
 
     def _check_resolution(self) -> None:
         step = self.resolution
@@ -181,9 +173,7 @@ class Column:
                 'e.g. "resolution": 0.1',
             )
         if self.levels is not None:
-            raise error(
-                "DICT-RESOLUTION", f"column {self.name!r} has levels and a resolution", "leave resolution out"
-            )
+            raise error("DICT-RESOLUTION", f"column {self.name!r} has levels and a resolution", "leave resolution out")
         if self.kind in ("integer", "year", "date") and step != math.floor(step):
             raise error(
                 "DICT-RESOLUTION",

@@ -67,17 +67,11 @@ class StrategySpec:
 
     def __post_init__(self) -> None:
         secure = self.name == "secure-sum"
-        if self.name not in STRATEGIES or secure != (
-            self.survivors is not None and self.colluders is not None
-        ):
+        if self.name not in STRATEGIES or secure != (self.survivors is not None and self.colluders is not None):
             raise StudyError("STUDY-VALUE", "survivors and colluders belong to secure-sum, and to it alone")
         if secure and not 0 <= cast(int, self.colluders) < cast(int, self.survivors):
             raise StudyError("STUDY-VALUE", "colluders must be fewer than survivors")
-        if (
-            self.server_step not in SERVER_STEPS
-            or self.local_steps < 1
-            or not 0 <= self.fedprox_mu < math.inf
-        ):
+        if self.server_step not in SERVER_STEPS or self.local_steps < 1 or not 0 <= self.fedprox_mu < math.inf:
             raise StudyError("STUDY-VALUE", "local_steps, server_step or fedprox_mu is not usable")
         if self.rounds is not None and self.rounds < 1:
             raise StudyError("STUDY-VALUE", "rounds must be at least 1")
@@ -237,11 +231,7 @@ def toml_text(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(toml_text(item) for item in value) + "]"
     # A JSON string is a TOML basic string, except that TOML also refuses DEL
-    return (
-        json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-        if isinstance(value, str)
-        else str(value)
-    )
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else str(value)
 
 
 def _hex_floats(value: Any) -> Any:

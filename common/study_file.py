@@ -78,9 +78,7 @@ def _study(file: TomlFile, folder: Path) -> Study:
     schema = Schema.load(dictionary)
     for name in exclude:
         if name == privacy.unit:
-            raise head.error(
-                "exclude", f"the privacy unit {name!r} cannot be left out", "remove it from exclude"
-            )
+            raise head.error("exclude", f"the privacy unit {name!r} cannot be left out", "remove it from exclude")
         if name == target:
             raise head.error("exclude", f"the target {name!r} cannot be left out", "remove it from exclude")
     schema = schema.without([name for name in exclude if name in schema.names])
@@ -118,9 +116,7 @@ def _privacy(file: TomlFile) -> Privacy:
         )
     unit = part.text("unit", example='unit = "patient_id"    # the column that names the patient, or "row"')
     part.choice("adjacency", ("add-remove",))
-    hospitals = part.whole(
-        "hospitals_per_patient", least=1, most=20, example="hospitals_per_patient = 1"
-    )
+    hospitals = part.whole("hospitals_per_patient", least=1, most=20, example="hospitals_per_patient = 1")
     return Privacy(
         epsilon=epsilon,
         delta=delta,
@@ -164,9 +160,7 @@ def _evaluation(file: TomlFile, privacy: Privacy) -> Evaluation | None:
     part.only("epsilon", "holdout")
     epsilon = part.number("epsilon", above=0.0, most=LARGEST_EPSILON, example="epsilon = 0.5")
     if epsilon > privacy.epsilon:
-        raise part.error(
-            "epsilon", "the evaluation may not cost more than the study", f"epsilon = {privacy.epsilon:g}"
-        )
+        raise part.error("epsilon", "the evaluation may not cost more than the study", f"epsilon = {privacy.epsilon:g}")
     holdout = part.number("holdout", above=0.0, most=0.5, example="holdout = 0.2")
     if privacy.unit == "row":
         # A row has no name of its own: removing one would move others between training and held out.
@@ -180,15 +174,11 @@ def _check_unit(file: TomlFile, schema: Schema, unit: str) -> None:
     part = file.section("privacy", "")
     if unit == "row":
         if "row" in schema.names:
-            raise part.error(
-                "unit", 'the table has a column called row, so unit = "row" has two meanings', "rename it"
-            )
+            raise part.error("unit", 'the table has a column called row, so unit = "row" has two meanings', "rename it")
         return
     if unit not in schema.names:
         ids = [f"unit = {toml_text(c.name)}" for c in schema.with_role("identifier")]
-        raise part.error(
-            "unit", f"the dictionary has no column {unit!r}", " or ".join([*ids[:3], 'unit = "row"'])
-        )
+        raise part.error("unit", f"the dictionary has no column {unit!r}", " or ".join([*ids[:3], 'unit = "row"']))
     if not schema.column(unit).identifier:
         raise part.error(
             "unit",
@@ -202,14 +192,10 @@ def _target(head: Table, schema: Schema, asked: str | None) -> str | None:
     if asked is not None:
         if asked not in modelled:
             why = "is an identifier" if asked in schema.names else "is not in the dictionary"
-            raise head.error(
-                "target", f"the target {asked!r} {why}", f"choose one of {', '.join(list(modelled)[:12])}"
-            )
+            raise head.error("target", f"the target {asked!r} {why}", f"choose one of {', '.join(list(modelled)[:12])}")
         return asked
     marked: list[Column] = [column for column in modelled.values() if column.role == "target"]
     if len(marked) > 1:
         names = " or ".join(f"target = {toml_text(column.name)}" for column in marked[:4])
-        raise head.error(
-            "target", f"the dictionary marks {len(marked)} targets and the study names none", names
-        )
+        raise head.error("target", f"the dictionary marks {len(marked)} targets and the study names none", names)
     return marked[0].name if marked else None

@@ -124,9 +124,7 @@ def _column(field: Any) -> Column:
                 "write plain numbers such as 1234.5",
             )
     if "missingValues" in field:
-        raise error(
-            "DICT-PROPERTY", f"column {name!r} has missingValues of its own", "list them once, beside fields"
-        )
+        raise error("DICT-PROPERTY", f"column {name!r} has missingValues of its own", "list them once, beside fields")
     required = constraints.get("required", False)
     guessed = field.get("x-guessed", False)
     if not isinstance(required, bool) or not isinstance(guessed, bool):
@@ -138,16 +136,12 @@ def _column(field: Any) -> Column:
     bounds: dict[str, float | None] = {}
     for key in ("minimum", "maximum"):
         try:
-            bounds[key] = (
-                read_bound(kind, constraints[key]) if key in constraints and kind != "string" else None
-            )
+            bounds[key] = read_bound(kind, constraints[key]) if key in constraints and kind != "string" else None
         except (ValueError, OverflowError) as reason:
             raise error("DICT-RANGE", f"column {name!r}: {key} is not a {kind}", str(reason)) from None
     resolution = field.get("resolution")
     if resolution is not None and (isinstance(resolution, bool) or not isinstance(resolution, int | float)):
-        raise error(
-            "DICT-RESOLUTION", f"column {name!r}: resolution is not a number", 'e.g. "resolution": 0.1'
-        )
+        raise error("DICT-RESOLUTION", f"column {name!r}: resolution is not a number", 'e.g. "resolution": 0.1')
     if resolution is not None and abs(resolution) > LARGEST:
         raise error("DICT-RESOLUTION", f"column {name!r}: resolution is beyond 2^53", "use a larger unit")
     return Column(
@@ -176,14 +170,10 @@ def _check_constraints(name: str, constraints: Mapping[str, Any], *, identifier:
             fix = 'use "minimum" and "maximum", which include the bound'
         else:
             fix = f"known constraints: {', '.join(_USED)}{nearest(key, _USED)}"
-        raise error(
-            "DICT-CONSTRAINT", f"column {name!r} has the constraint {key!r}, which is not supported", fix
-        )
+        raise error("DICT-CONSTRAINT", f"column {name!r} has the constraint {key!r}, which is not supported", fix)
 
 
-def _levels(
-    name: str, kind: str, field: Mapping[str, Any], constraints: Mapping[str, Any]
-) -> tuple[str, ...] | None:
+def _levels(name: str, kind: str, field: Mapping[str, Any], constraints: Mapping[str, Any]) -> tuple[str, ...] | None:
     lists = []
     for key, given in (("categories", field.get("categories")), ("enum", constraints.get("enum"))):
         if given is None:
@@ -205,14 +195,10 @@ def _levels(
                 raise error("DICT-LEVELS", f"column {name!r}: {key} holds a number beyond 2^53", "correct it")
         lists.append(tuple(level_text(kind, value) for value in values))
     if len(lists) == 2 and set(lists[0]) != set(lists[1]):
-        raise error(
-            "DICT-LEVELS", f"column {name!r}: categories and enum list different levels", "keep one of them"
-        )
+        raise error("DICT-LEVELS", f"column {name!r}: categories and enum list different levels", "keep one of them")
     if kind == "boolean":
         if lists and set(lists[0]) != {"false", "true"}:
-            raise error(
-                "DICT-LEVELS", f"column {name!r}: a boolean has the levels false, true", "leave enum out"
-            )
+            raise error("DICT-LEVELS", f"column {name!r}: a boolean has the levels false, true", "leave enum out")
         return None
     return lists[0] if lists else None
 

@@ -38,9 +38,7 @@ class TomlFile:
                 hint="`cohortium study new --table FILE` writes a study to complete",
             ) from None
         except ValueError:
-            raise StudyError(
-                "STUDY-TOML", "not a text in UTF-8", where=(str(path),), hint="save it as UTF-8"
-            ) from None
+            raise StudyError("STUDY-TOML", "not a text in UTF-8", where=(str(path),), hint="save it as UTF-8") from None
         return cls.parse(text, where=str(path))
 
     @classmethod
@@ -50,9 +48,7 @@ class TomlFile:
         except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
             line = re.search(r"line (\d+)", str(error))
             place = f"{where}:{line[1]}" if line else where
-            raise StudyError(
-                "STUDY-TOML", f"not TOML: {error}", where=(place,), hint="correct this line"
-            ) from None
+            raise StudyError("STUDY-TOML", f"not TOML: {error}", where=(place,), hint="correct this line") from None
         return cls(where=where, text=text, data=data)
 
     def has(self, section: str) -> bool:
@@ -97,14 +93,8 @@ class TomlFile:
                 inside = match[1].strip("\"'")
                 if inside == section and found is None:
                     found = number
-            elif (
-                key is None
-                and inside == ""
-                and re.match(rf"\s*[\"']?{re.escape(section)}[\"']?\s*[.=]", line)
-            ) or (
-                key is not None
-                and inside == section
-                and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line)
+            elif (key is None and inside == "" and re.match(rf"\s*[\"']?{re.escape(section)}[\"']?\s*[.=]", line)) or (
+                key is not None and inside == section and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line)
             ):
                 return f"{self.where}:{number}"
         return f"{self.where}:{found}" if found else self.where
@@ -197,9 +187,7 @@ class Table:
         return value
 
     def whole_or_none(self, key: str, *, least: int, most: int) -> int | None:
-        return (
-            self.whole(key, least=least, most=most, example=f"{key} = {least}") if key in self.data else None
-        )
+        return self.whole(key, least=least, most=most, example=f"{key} = {least}") if key in self.data else None
 
 
 def _nearest(word: str, known: Sequence[str], form: str) -> str:

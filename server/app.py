@@ -18,9 +18,7 @@ from cohortium.server.transport import GridCourier
 Work = Callable[[GridCourier], None]
 
 
-def coordinator_app(
-    work: Callable[[GridCourier, Context], None], *, stop: threading.Event | None = None
-) -> ServerApp:
+def coordinator_app(work: Callable[[GridCourier, Context], None], *, stop: threading.Event | None = None) -> ServerApp:
     """The ServerApp that runs `work`; setting `stop` makes it end at its next wait."""
     server = ServerApp()
 

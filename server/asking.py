@@ -58,10 +58,11 @@ class FederatedAsk:
         self.rounds.append(facts)
         if facts["void"] and stage.kind != "gradient":
             raise PeerUnreachable(
-                "RUN-VOID", f"release {index} ({phase}) is void: too few sites stayed to the end ({facts['void']})",
+                "RUN-VOID",
+                f"release {index} ({phase}) is void: too few sites stayed to the end ({facts['void']})",
                 left="what it was charged stays charged; the plan holds no second attempt",
                 hint="bring the sites back and start a new run of the study",
-            )  # fmt: skip
+            )
         self.on_release(facts)
         return _answer(total, facts, stage, query)
 
@@ -82,11 +83,17 @@ class FederatedAsk:
                 values=nothing, lattice=query.lattice, sites=(), variance_factor=0.0, dropped=self.plan.sites
             )
         facts = {
-            "index": index, "purpose": stage.name, "query": name, "sites": list(answer.sites),
-            "dropped": list(answer.dropped), "seconds": round(time.monotonic() - started, 4), "void": void,
-            "variance_factor": float(answer.variance_factor).hex(), "lattice": answer.lattice.hex(),
+            "index": index,
+            "purpose": stage.name,
+            "query": name,
+            "sites": list(answer.sites),
+            "dropped": list(answer.dropped),
+            "seconds": round(time.monotonic() - started, 4),
+            "void": void,
+            "variance_factor": float(answer.variance_factor).hex(),
+            "lattice": answer.lattice.hex(),
             "bytes": max(answer.sent_bytes.values(), default=0),
-        }  # fmt: skip
+        }
         self._keep(index, answer, facts)
         self._record(index, stage, answer.values, void)
         return answer.values, facts
@@ -95,9 +102,14 @@ class FederatedAsk:
         """The study's line of a release. The sites' ledgers charged it before they read a record; this one says
         what became of it."""
         self.ledger.reserve(
-            run=self.run, release_id=str(index), event=stage.event, count=stage.steps, plan_digest=self.plan.digest,
-            purpose=stage.name, sealed="" if void else digest(values.astype("<i8").tobytes()),
-        )  # fmt: skip
+            run=self.run,
+            release_id=str(index),
+            event=stage.event,
+            count=stage.steps,
+            plan_digest=self.plan.digest,
+            purpose=stage.name,
+            sealed="" if void else digest(values.astype("<i8").tobytes()),
+        )
         if void:
             self.ledger.advance(self.run, str(index), "BURNED")
         else:
@@ -119,9 +131,11 @@ class FederatedAsk:
             values, facts = file["values"], json.loads(str(file["facts"]))
         if facts["query"] != name:
             raise CheckFailed(
-                "RESUME-QUERY", f"release {index} was answered for another question", where=(str(path),),
+                "RESUME-QUERY",
+                f"release {index} was answered for another question",
+                where=(str(path),),
                 hint="resume with the version of Cohortium that began the run",
-            )  # fmt: skip
+            )
         state = self.ledger.state(self.run, str(index))
         if state == "NONE":  # a crash fell between the file and its line
             self._record(index, self.plan.stage_of(index), values, facts["void"])

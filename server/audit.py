@@ -32,7 +32,9 @@ from cohortium.common.privacy.plan import Plan
 from cohortium.common.protocol.messages import canonical
 
 FORMAT = "cohortium-manifest/1"
-REHEARSED = "NOT PRIVATE: a rehearsal, whose noise is off or can be computed from its seed. With fresh noise it would be: "
+REHEARSED = (
+    "NOT PRIVATE: a rehearsal, whose noise is off or can be computed from its seed. With fresh noise it would be: "
+)
 PUBLISHED = "published"
 """The study ledger's note that names what was published: fields {"run": ..., "files": {name: SHA-256}}."""
 COORDINATOR = "coordinator"
@@ -123,22 +125,15 @@ def _check_plan(report: AuditReport, directory: Path, manifest: dict[str, Any]) 
     except CohortiumError as error:
         report.add("plan", False, error.sentence)
         return None
-    report.add(
-        "plan", plan.digest == claimed, f"plan {plan.digest[:16]}… has the digest that the manifest names"
-    )
+    report.add("plan", plan.digest == claimed, f"plan {plan.digest[:16]}… has the digest that the manifest names")
     return plan if plan.digest == claimed else None
 
 
-def _check_ledgers(
-    report: AuditReport, directory: Path, manifest: dict[str, Any]
-) -> dict[str, tuple[Book, str]]:
+def _check_ledgers(report: AuditReport, directory: Path, manifest: dict[str, Any]) -> dict[str, tuple[Book, str]]:
     """owner -> (book, head hash) of each ledger that verifies, the coordinator's first."""
     keys, files = manifest.get("public_keys"), manifest.get("ledgers")
     sites = keys.get("sites") if isinstance(keys, dict) else None
-    if (
-        not (isinstance(keys, dict) and isinstance(sites, dict) and isinstance(files, dict))
-        or COORDINATOR in sites
-    ):
+    if not (isinstance(keys, dict) and isinstance(sites, dict) and isinstance(files, dict)) or COORDINATOR in sites:
         report.add("keys", False, "the manifest does not list public keys and ledgers")
         return {}
     owners = {COORDINATOR: keys.get("coordinator"), **sites}
@@ -165,9 +160,7 @@ def _check_events(report: AuditReport, plan: Plan, run: str, books: dict[str, tu
     """Every charge is a release of the plan, with the plan's mechanism, under the plan's digest."""
     for owner, (book, _) in books.items():
         wrong = [
-            f"release {entry.release}: {why}"
-            for entry in _entries(book, run)
-            if (why := _not_in_plan(plan, entry))
+            f"release {entry.release}: {why}" for entry in _entries(book, run) if (why := _not_in_plan(plan, entry))
         ]
         count = len(_entries(book, run))
         detail = f"{count} charges, each as the plan says"
@@ -220,9 +213,7 @@ def _recompute(report: AuditReport, plan: Plan, run: str, books: dict[str, tuple
     spent = _epsilon(report.epsilons, "add-remove", plan.hospitals)
     for row in report.epsilons:
         where = "1 hospital" if row["hospitals"] == 1 else f"{row['hospitals']} hospitals"
-        report.add(
-            f"ε {row['relation']}, {where}", True, f"{row['epsilon']} at δ = {plan.delta:g}, from the ledgers"
-        )
+        report.add(f"ε {row['relation']}, {where}", True, f"{row['epsilon']} at δ = {plan.delta:g}, from the ledgers")
     detail = f"ε = {spent:.6g} spent of {plan.epsilon:g} (patient in {plan.hospitals}) at δ = {plan.delta:g}"
     report.add("budget", spent <= plan.epsilon * (1 + TOLERANCE), detail)
 
@@ -279,9 +270,7 @@ def _check_claims(
         report.add("claimed ε", False, "there is no claim, or nothing to hold it against")
     else:
         wrong = _wrong_prices(report, plan, privacy, rehearsal=rehearsed(run, [book for book, _ in books.values()]))
-        report.add(
-            "claimed ε", not wrong, wrong or "every epsilon and the statement are what the ledgers give"
-        )
+        report.add("claimed ε", not wrong, wrong or "every epsilon and the statement are what the ledgers give")
     claimed = result.get("ledgers")
     heads = {owner: {"size": book.size, "hash": head} for owner, (book, head) in books.items()}
     ok = bool(heads) and claimed == heads
@@ -297,9 +286,7 @@ def _check_files(report: AuditReport, directory: Path, run: str, books: dict[str
     notes = books[COORDINATOR][0].notes if books else []
     signed = [n["fields"] for n in notes if n["about"] == PUBLISHED and n["fields"].get("run") == run]
     ok = bool(signed) and signed[-1].get("files") == files
-    report.add(
-        "files", ok, "listed and signed in the study's ledger" if ok else "not those signed in the ledger"
-    )
+    report.add("files", ok, "listed and signed in the study's ledger" if ok else "not those signed in the ledger")
     for name, digest in sorted(files.items()):
         try:
             found = _sha256(_inside(directory, name))
@@ -327,7 +314,11 @@ def _wrong_prices(report: AuditReport, plan: Plan, privacy: dict[str, Any], *, r
     sentence = (REHEARSED if rehearsal else "") + statement.sentence()
     if privacy.get("rehearsal") is not rehearsal or privacy.get("sentence") != sentence:
         return "the sentence is not that of the statement, or a rehearsal is not called one"
-    if statement != plan.statement(epsilon=statement.epsilon) or delta != plan.delta or not _close(statement.epsilon, spent):
+    if (
+        statement != plan.statement(epsilon=statement.epsilon)
+        or delta != plan.delta
+        or not _close(statement.epsilon, spent)
+    ):
         return "the statement is not that of the plan and the ledgers"
     return ""
 

@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -49,8 +49,9 @@ def study_new(
         guessed = list(made.schema.guessed)
         emit(
             {"study": str(files[0]), "dictionary": str(files[1]), "guessed": guessed, "warning": made.warning},
-            as_json=as_json, show=lambda: _say_draft(files[0], files[1], guessed, made.warning),
-        )  # fmt: skip
+            as_json=as_json,
+            show=lambda: _say_draft(files[0], files[1], guessed, made.warning),
+        )
 
 
 def _say_draft(study: Path, dictionary: Path, guessed: list[str], warning: str) -> None:
@@ -65,7 +66,7 @@ def _say_draft(study: Path, dictionary: Path, guessed: list[str], warning: str) 
 def study_check(
     study: Annotated[Path, typer.Argument(help="study.toml")],
     sites: Annotated[
-        Optional[int], typer.Option("--sites", help="How many hospitals; needed if the study does not name them.")
+        int | None, typer.Option("--sites", help="How many hospitals; needed if the study does not name them.")
     ] = None,
     accept_guessed: AcceptGuessed = False,
     as_json: AsJson = False,
@@ -81,9 +82,7 @@ def study_check(
         if sites is not None:
             names = tuple(f"site-{i + 1:03d}" for i in range(sites))
         if not names:
-            raise StudyError(
-                "STUDY-SITES", "the study does not name its sites", where=(str(study),), hint="--sites 5"
-            )
+            raise StudyError("STUDY-SITES", "the study does not name its sites", where=(str(study),), hint="--sites 5")
         plan, _, _ = plan_for(loaded, names)
         emit(plan_facts(plan), as_json=as_json, show=lambda: show_plan(plan))
 
@@ -92,15 +91,28 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
     """All that `study check` prints, as plain JSON."""
     cumulated = {stage.name: epsilon for stage, epsilon in plan.cumulated()}
     return {
-        "study": plan.study, "plan": plan.digest, "generator": plan.generator, "mode": plan.mode,
-        "sites": len(plan.sites), "survivors": plan.survivors, "colluders": plan.colluders,
-        "delta": plan.delta, "unit": plan.unit,
+        "study": plan.study,
+        "plan": plan.digest,
+        "generator": plan.generator,
+        "mode": plan.mode,
+        "sites": len(plan.sites),
+        "survivors": plan.survivors,
+        "colluders": plan.colluders,
+        "delta": plan.delta,
+        "unit": plan.unit,
         "statement": plan.statement().sentence(),
         "stages": [
             {
-                "phase": s.name, "purpose": s.purpose, "kind": s.kind, "part": s.part, "releases": s.repeats,
-                "steps": s.steps, "sampling_rate": s.event.probability, "noise_multiplier": s.noise_multiplier,
-                "numbers": s.max_dim, "epsilon_cumulated": cumulated[s.name],
+                "phase": s.name,
+                "purpose": s.purpose,
+                "kind": s.kind,
+                "part": s.part,
+                "releases": s.repeats,
+                "steps": s.steps,
+                "sampling_rate": s.event.probability,
+                "noise_multiplier": s.noise_multiplier,
+                "numbers": s.max_dim,
+                "epsilon_cumulated": cumulated[s.name],
             }
             for s in plan.stages
         ],
@@ -108,9 +120,10 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
             relation: {str(k): plan.price(relation=relation, hospitals=k) for k in (1, 2, 3)}
             for relation in ("add-remove", "replace-one")
         },
-        "bytes_per_site": plan.bytes_per_site(), "exchanges": plan.exchanges(),
+        "bytes_per_site": plan.bytes_per_site(),
+        "exchanges": plan.exchanges(),
         "minutes_in_process": round(expected_minutes(plan), 2),
-    }  # fmt: skip
+    }
 
 
 def expected_minutes(plan: Plan) -> float:
@@ -135,9 +148,14 @@ def show_plan(plan: Plan) -> None:
         repeats = str(stage.repeats) if stage.steps == 1 else f"{stage.repeats} × {stage.steps}"
         part = "" if stage.part == "train" else " (held-out patients)"
         table.add_row(
-            stage.name, stage.purpose + part, repeats, f"{stage.event.probability:.3g}",
-            f"{stage.noise_multiplier:.3g}", f"{stage.max_dim:,}", f"{cumulated[stage.name]:.3f}",
-        )  # fmt: skip
+            stage.name,
+            stage.purpose + part,
+            repeats,
+            f"{stage.event.probability:.3g}",
+            f"{stage.noise_multiplier:.3g}",
+            f"{stage.max_dim:,}",
+            f"{cumulated[stage.name]:.3f}",
+        )
     out.print(table)
     prices = Table(title=f"Price of the whole plan at δ = {plan.delta:g}", title_justify="left")
     prices.add_column("a patient is in")
@@ -163,9 +181,9 @@ def show_plan(plan: Plan) -> None:
 def sample(
     directory: Annotated[Path, typer.Argument(help="Folder of a finished simulation.")],
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 1000,
-    where: Annotated[Optional[str], typer.Option(help='Condition, e.g. "sex=F and age>=65".')] = None,
-    balance: Annotated[Optional[str], typer.Option(help="A column whose levels shall occur equally often.")] = None,
-    to: Annotated[Optional[list[Path]], typer.Option("-o", "--out", help="File (.parquet, .csv); may repeat.")] = None,
+    where: Annotated[str | None, typer.Option(help='Condition, e.g. "sex=F and age>=65".')] = None,
+    balance: Annotated[str | None, typer.Option(help="A column whose levels shall occur equally often.")] = None,
+    to: Annotated[list[Path] | None, typer.Option("-o", "--out", help="File (.parquet, .csv); may repeat.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same rows.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -182,13 +200,19 @@ def sample(
         ) as bar:
             task = bar.add_task("sampling", total=rows)
             written = write_rows(
-                folder, rows, outs, seed=seed, where=conditions, balance=balance,
+                folder,
+                rows,
+                outs,
+                seed=seed,
+                where=conditions,
+                balance=balance,
                 progress=lambda n: bar.update(task, completed=n),
-            )  # fmt: skip
+            )
         emit(
             {"rows": written, "files": [str(path) for path in outs], "seed": seed},
-            as_json=as_json, show=lambda: out.print(f"Wrote {written:,} rows to {', '.join(map(str, outs))}."),
-        )  # fmt: skip
+            as_json=as_json,
+            show=lambda: out.print(f"Wrote {written:,} rows to {', '.join(map(str, outs))}."),
+        )
 
 
 def audit(

@@ -78,13 +78,9 @@ class Mirror:
                     self._same(owner, line, rows, size)
                     continue
                 if line.number > book.size:
-                    raise CheckFailed(
-                        "MIRROR-GAP", f"{owner}: line {book.size} is missing before {line.number}"
-                    )
+                    raise CheckFailed("MIRROR-GAP", f"{owner}: line {book.size} is missing before {line.number}")
                 if chain.link(head or None, line.body) != line.hash:
-                    raise CheckFailed(
-                        "MIRROR-HASH", f"{owner}: line {line.number} does not fit the lines before"
-                    )
+                    raise CheckFailed("MIRROR-HASH", f"{owner}: line {line.number} does not fit the lines before")
                 if not chain.signed_by(line, public):
                     raise CheckFailed("MIRROR-SIGNATURE", f"{owner}: line {line.number} is not the owner's")
                 if line.body.get("owner") != owner:

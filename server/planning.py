@@ -16,11 +16,15 @@ def facts_of(study: Study, sites: int) -> tuple[Facts, tuple[Grid, ...]]:
     made = grids(study.schema)
     facts = Facts(
         columns=tuple(
-            (column.kind, grid.size, column.categorical) for column, grid in zip(study.schema.modelled, made, strict=True)
+            (column.kind, grid.size, column.categorical)
+            for column, grid in zip(study.schema.modelled, made, strict=True)
         ),
-        epsilon=study.privacy.epsilon, patients=study.patients, sites=sites, mode=study.strategy.name,
+        epsilon=study.privacy.epsilon,
+        patients=study.patients,
+        sites=sites,
+        mode=study.strategy.name,
         target=study.target_index,
-    )  # fmt: skip
+    )
     return facts, made
 
 

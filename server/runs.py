@@ -16,6 +16,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,9 +81,11 @@ class RunFolder:
         path = self.inner / "model.npz"
         if not path.exists():
             raise UsageError(
-                "RUN-NO-MODEL", "this run has no fitted model", where=(str(path),),
+                "RUN-NO-MODEL",
+                "this run has no fitted model",
+                where=(str(path),),
                 hint=f"finish it: cohortium simulate --resume {self.root}",
-            )  # fmt: skip
+            )
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files if name != "header"}
             return load_model(arrays, json.loads(str(file["header"])))
@@ -96,9 +99,11 @@ class RunFolder:
             return path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise UsageError(
-                "RUN-MISSING", "this is not a run's directory", where=(str(path),),
+                "RUN-MISSING",
+                "this is not a run's directory",
+                where=(str(path),),
                 hint="name the folder that `cohortium simulate --out` made",
-            ) from None  # fmt: skip
+            ) from None
 
 
 def new_run_id(study: str, *, seed: int | None = None) -> str:
@@ -122,8 +127,12 @@ def drive(
     identities = {site: public_from_raw(bytes.fromhex(k)) for site, k in facts["public_keys"].items()}
     mirror = Mirror(folder.inner / "mirror.db", identities)
     session = Session(
-        courier=courier, key=key, identities=identities, mirror=mirror, timeout_s=ANSWER_TIMEOUT_S,
-    )  # fmt: skip
+        courier=courier,
+        key=key,
+        identities=identities,
+        mirror=mirror,
+        timeout_s=ANSWER_TIMEOUT_S,
+    )
     ledger = _study_ledger(folder.inner / "ledger.db", key)
     final = False
     try:
@@ -147,31 +156,44 @@ def drive(
         if len(answered) < quorum:
             codes = ", ".join(f"{s}: {c}" for s, c in sorted(session.refusals.items())) or "no answer"
             raise PeerUnreachable(
-                "RUN-TOO-FEW", f"{len(answered)} of {len(plan.sites)} sites can take part, {quorum} are needed ({codes})",
+                "RUN-TOO-FEW",
+                f"{len(answered)} of {len(plan.sites)} sites can take part, {quorum} are needed ({codes})",
                 hint="each site's guard.log says why it refused",
-            )  # fmt: skip
+            )
         if any(reply.fields["plan"] != plan.digest for reply in answered.values()):
             raise CheckFailed("RUN-PLAN", "a site approved another plan than this run's")
         strategy: Strategy
         if plan.mode == "secure-sum":
             strategy = SecureSum(
-                plan=plan, run=run, identities=identities, exchange=session.exchange, mirrored=mirror.size,
+                plan=plan,
+                run=run,
+                identities=identities,
+                exchange=session.exchange,
+                mirrored=mirror.size,
                 notebook=folder.inner / "notebook",
-            )  # fmt: skip
+            )
         else:
             strategy = LocalNoise(plan=plan, run=run, exchange=session.exchange, mirrored=mirror.size)
         strategy.start(answered)
         ask = FederatedAsk(
-            plan=plan, run=run, strategy=strategy, ledger=ledger, folder=folder.inner / "answers",
-            on_release=lambda f: events.say("release", **f), stop=stop,
-        )  # fmt: skip
+            plan=plan,
+            run=run,
+            strategy=strategy,
+            ledger=ledger,
+            folder=folder.inner / "answers",
+            on_release=lambda f: events.say("release", **f),
+            stop=stop,
+        )
         seed = int(facts["seed"])
         _, chosen, public = plan_for_run(study, plan)
         model = chosen.fit(
-            ask, schema=study.schema, grids=folder.grids(), facts=public,
+            ask,
+            schema=study.schema,
+            grids=folder.grids(),
+            facts=public,
             settings=settings_of(study, seed=seed, exact=bool(facts.get("exact"))),
             progress=lambda what, share: events.tell("fit", what=what, share=share),
-        )  # fmt: skip
+        )
         _keep_model(folder.inner / "model.npz", model)
         if any(stage.part == "holdout" for stage in plan.stages):
             _evaluate(folder, study, plan, model, ask, seed)
@@ -203,9 +225,12 @@ def settings_of(study: Study, *, seed: int, exact: bool = False) -> Settings:
     strategy = study.strategy
     local = strategy.name == "local"
     return Settings(
-        seed=seed, exact=exact, local_steps=strategy.local_steps if local else 1,
-        server_step=strategy.server_step, fedprox_mu=strategy.fedprox_mu,  # type: ignore[arg-type]
-    )  # fmt: skip
+        seed=seed,
+        exact=exact,
+        local_steps=strategy.local_steps if local else 1,
+        server_step=strategy.server_step,
+        fedprox_mu=strategy.fedprox_mu,  # type: ignore[arg-type]
+    )
 
 
 def plan_for_run(study: Study, plan: Plan) -> tuple[Plan, Any, Any]:
@@ -213,9 +238,10 @@ def plan_for_run(study: Study, plan: Plan) -> tuple[Plan, Any, Any]:
     again, chosen, facts = plan_for(study, plan.sites, noise=plan.private)
     if again.digest != plan.digest:
         raise CheckFailed(
-            "RUN-PLAN", "the study no longer compiles to the approved plan",
+            "RUN-PLAN",
+            "the study no longer compiles to the approved plan",
             hint="resume with the version of Cohortium that began the run, or start a new run",
-        )  # fmt: skip
+        )
     return again, chosen, facts
 
 
@@ -232,11 +258,13 @@ def _evaluate(folder: RunFolder, study: Study, plan: Plan, model: Model, ask: Fe
         table_, size = _evaluation_bins(mine, grid, len(column.levels) + 1 if column.levels else EVALUATION_BINS)
         maps.append(table_)
         bins.append(size)
-    answer = ask("evaluation", Counts(columns=tuple(range(len(made))), maps=tuple(maps), bins=tuple(bins), part="holdout"))
+    answer = ask(
+        "evaluation", Counts(columns=tuple(range(len(made))), maps=tuple(maps), bins=tuple(bins), part="holdout")
+    )
     ends = np.concatenate([[0], np.cumsum(bins)])
     scores = private_columns(
         names=[column.name for column in columns],
-        noised=[answer.values[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)],
+        noised=[answer.values[a:b] for a, b in pairwise(ends)],
         sigma=answer.sigma,
         synthetic=[
             np.bincount(m[c], minlength=size).astype(float) for m, c, size in zip(maps, codes, bins, strict=True)
@@ -269,11 +297,12 @@ def _farewell(session: Session, plan: Plan, run: str, mirror: Mirror, *, final: 
     try:
         messages = {
             site: Message(
-                kind="run.finish", sender=COORDINATOR,
+                kind="run.finish",
+                sender=COORDINATOR,
                 fields={"run": run, "mirrored": mirror.size(site), "final": final},
             )
             for site in plan.sites
-        }  # fmt: skip
+        }
         session.exchange(messages, "finish")
     except (PeerUnreachable, CheckFailed):
         return

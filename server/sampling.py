@@ -23,9 +23,15 @@ _TERM = re.compile(r"\s*(?P<column>.+?)\s*(?P<sign><=|>=|!=|=|<|>)\s*(?P<value>.
 
 
 def write_rows(
-    folder: RunFolder, rows: int, outs: list[Path], *, seed: int, where: Mapping[str, object] | None = None,
-    balance: str | None = None, progress: Callable[[int], None] | None = None,
-) -> int:  # fmt: skip
+    folder: RunFolder,
+    rows: int,
+    outs: list[Path],
+    *,
+    seed: int,
+    where: Mapping[str, object] | None = None,
+    balance: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> int:
     """Sample rows and write them to every file of `outs` (.parquet or .csv); how many were written.
 
     The same model, seed and rows give the same bytes. Memory stays at a block of 65,536 rows.
@@ -63,7 +69,7 @@ class _Writer:
         self._path, self._part = path, path.with_name(path.name + ".part")
         self._parquet: pq.ParquetWriter | None = None
         self._first = True
-        self._text = None if path.suffix == ".parquet" else open(self._part, "w", encoding="utf-8", newline="")
+        self._text = None if path.suffix == ".parquet" else self._part.open("w", encoding="utf-8", newline="")
 
     def write(self, block: pd.DataFrame) -> None:
         if self._text is not None:
@@ -92,7 +98,7 @@ class _Writer:
 
 
 def parse_where(text: str | None, folder: RunFolder) -> dict[str, object]:
-    """"sex=F and age>=65 and age<80" -> conditions by column.
+    """ "sex=F and age>=65 and age<80" -> conditions by column.
 
     Terms are joined by `and`; = and != take levels or numbers, <, <=, >, >= numbers. Terms on one column narrow it.
     Raises UsageError with the columns that exist.
@@ -107,9 +113,7 @@ def parse_where(text: str | None, folder: RunFolder) -> dict[str, object]:
             raise UsageError("WHERE-FORM", f"{term!r} is not a condition", hint='--where "sex=F and age>=65"')
         name, sign, value = match["column"], match["sign"], match["value"].strip("'\"")
         if name not in columns:
-            raise UsageError(
-                "WHERE-COLUMN", f"the model has no column {name!r}", hint="columns: " + ", ".join(columns)
-            )
+            raise UsageError("WHERE-COLUMN", f"the model has no column {name!r}", hint="columns: " + ", ".join(columns))
         out[name] = _narrow(out.get(name), columns[name], sign, value)
     return out
 

@@ -24,9 +24,15 @@ class Session:
     """Messages out, verified messages in. A site that refuses or sends nonsense counts as absent, with its code."""
 
     def __init__(
-        self, *, courier: Courier, key: Ed25519PrivateKey, identities: Mapping[str, Ed25519PublicKey],
-        mirror: Mirror, timeout_s: float, heard: Callable[[str, str, int], None] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        courier: Courier,
+        key: Ed25519PrivateKey,
+        identities: Mapping[str, Ed25519PublicKey],
+        mirror: Mirror,
+        timeout_s: float,
+        heard: Callable[[str, str, int], None] | None = None,
+    ) -> None:
         self._courier, self._key, self._identities = courier, key, dict(identities)
         self.mirror, self._timeout_s, self._heard = mirror, timeout_s, heard
         self.refusals: dict[str, str] = {}

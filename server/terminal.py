@@ -45,21 +45,26 @@ def failures(*, as_json: bool = False) -> Iterator[None]:
         os._exit(0)
     except OSError as error:
         told = CohortiumError(
-            "FILE", f"{error.strerror or type(error).__name__}", where=(str(error.filename or ""),),
+            "FILE",
+            f"{error.strerror or type(error).__name__}",
+            where=(str(error.filename or ""),),
             hint="check that the path exists, that it may be written and that the disk has room",
-        )  # fmt: skip
+        )
         report(told, as_json=as_json)
         raise typer.Exit(2) from None
     except MemoryError:
-        report(CohortiumError("MEMORY", "not enough memory", hint="fewer columns, or a larger machine"), as_json=as_json)
+        report(
+            CohortiumError("MEMORY", "not enough memory", hint="fewer columns, or a larger machine"), as_json=as_json
+        )
         raise typer.Exit(1) from None
     except Exception as error:
         if os.environ.get("COHORTIUM_DEBUG"):
             traceback.print_exc()
         told = CohortiumError(
-            "BUG", f"an error we did not foresee: {type(error).__name__}",
+            "BUG",
+            f"an error we did not foresee: {type(error).__name__}",
             hint="run again with COHORTIUM_DEBUG=1 and report what it prints (read it first: it may show values)",
-        )  # fmt: skip
+        )
         report(told, as_json=as_json)
         raise typer.Exit(70) from None
 

@@ -79,9 +79,7 @@ class GridCourier:
         """The sites that said hello, sorted."""
         return tuple(sorted(self._nodes))
 
-    def discover(
-        self, expected: Collection[str], *, timeout_s: float, quorum: int | None = None
-    ) -> tuple[str, ...]:
+    def discover(self, expected: Collection[str], *, timeout_s: float, quorum: int | None = None) -> tuple[str, ...]:
         """Say hello to every node until all expected sites answered, or until the time is up.
 
         Returns the expected sites that are there, sorted; they replace what an earlier call found. Nodes with

@@ -1,4 +1,4 @@
-"""`cohortium`: one command for coordinators and researchers. Here: demo, simulate, report; the rest comes from server/cli."""
+"""`cohortium`: the command. Here: demo, simulate, report; the rest comes from server/cli."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -30,9 +30,12 @@ from cohortium.server.cli import AcceptGuessed, AsJson
 from cohortium.server.terminal import emit, err, failures, out
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Hospitals that may not share a patient record publish one private synthetic dataset together.",
-)  # fmt: skip
+)
 app.add_typer(server_cli.study_app, name="study")
 app.command("sample")(server_cli.sample)
 app.command("audit")(server_cli.audit)
@@ -42,8 +45,8 @@ app.command("doctor")(server_cli.doctor)
 @app.command("demo")
 def demo(
     to: Annotated[Path, typer.Option("--out", help="Folder for everything the demo makes.")] = Path("demo-result"),
-    table: Annotated[Optional[Path], typer.Option(help="Another table; needs --study, and --split.")] = None,
-    study: Annotated[Optional[Path], typer.Option(help="The study for another table.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Another table; needs --study, and --split.")] = None,
+    study: Annotated[Path | None, typer.Option(help="The study for another table.")] = None,
     split: Annotated[str, typer.Option(help="How rows become hospitals.")] = "by:hospital",
     force: Annotated[bool, typer.Option("--force", help="Replace the folder of an earlier demo.")] = False,
     as_json: AsJson = False,
@@ -58,9 +61,11 @@ def demo(
         if force:
             _remove_earlier(to)
         request = Request(
-            study=study or here / "scenarios" / "demo.toml", table=table or here / "data" / "heart.parquet",
-            split=split, out=to,
-        )  # fmt: skip
+            study=study or here / "scenarios" / "demo.toml",
+            table=table or here / "data" / "heart.parquet",
+            split=split,
+            out=to,
+        )
         _simulate(request, None, as_json=as_json)
 
 
@@ -76,16 +81,16 @@ def _remove_earlier(to: Path) -> None:
 
 @app.command("simulate")
 def simulate(
-    study: Annotated[Optional[Path], typer.Argument(help="study.toml")] = None,
-    table: Annotated[Optional[Path], typer.Option("--table", help="The whole table (.parquet, .csv).")] = None,
+    study: Annotated[Path | None, typer.Argument(help="study.toml")] = None,
+    table: Annotated[Path | None, typer.Option("--table", help="The whole table (.parquet, .csv).")] = None,
     split: Annotated[str, typer.Option(help="by:COLUMN, iid:K or dirichlet:COLUMN:K:ALPHA.")] = "iid:5",
     to: Annotated[Path, typer.Option("--out", help="Folder for everything the simulation makes.")] = Path("simulation"),
     engine: Annotated[str, typer.Option(help="in-process, or ray (pip install 'cohortium[ray]').")] = "in-process",
     seed: Annotated[
-        Optional[int], typer.Option(min=0, help="Reproducible rehearsal: its noise can be recomputed, NOT private.")
+        int | None, typer.Option(min=0, help="Reproducible rehearsal: its noise can be recomputed, NOT private.")
     ] = None,
     no_noise: Annotated[bool, typer.Option("--no-noise", help="Switch the noise off: no privacy; for tests.")] = False,
-    resume: Annotated[Optional[Path], typer.Option(help="Go on with the interrupted simulation in this folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted simulation in this folder.")] = None,
     accept_guessed: AcceptGuessed = False,
     as_json: AsJson = False,
 ) -> None:
@@ -102,13 +107,19 @@ def simulate(
             return
         if study is None or table is None:
             raise UsageError(
-                "SIMULATE-ARGUMENTS", "a simulation needs a study and a table",
+                "SIMULATE-ARGUMENTS",
+                "a simulation needs a study and a table",
                 hint="cohortium simulate study.toml --table FILE",
-            )  # fmt: skip
+            )
         request = Request(
-            study=study, table=table, split=split, out=to, seed=seed, noise=not no_noise,
+            study=study,
+            table=table,
+            split=split,
+            out=to,
+            seed=seed,
+            noise=not no_noise,
             accept_guessed_ranges=accept_guessed,
-        )  # fmt: skip
+        )
         _simulate(request, None, engine=engine, as_json=as_json)
 
 
@@ -159,9 +170,13 @@ class _Bar:
 
     def __init__(self, releases: int) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=err,
             transient=False,
-        )  # fmt: skip
+        )
         self._task = self._progress.add_task("hospitals answer", total=releases)
         self._fit: Any = None
         self._progress.start()
@@ -218,12 +233,13 @@ def _say_stopped(folder: Path, *, as_json: bool) -> None:
         spent = max(spent, epsilon(charged, delta=plan.delta, hospitals=plan.hospitals))
     facts = {"stopped": True, "epsilon_spent": spent, "epsilon": plan.epsilon, "resume": f"--resume {folder}"}
     emit(
-        facts, as_json=as_json,
+        facts,
+        as_json=as_json,
         show=lambda: out.print(
             f"Stopped. Spent: ε = {rounded_up(spent)} of {plan.epsilon:g} at δ = {plan.delta:g}. Nothing is lost and "
             f"nothing is paid twice: cohortium simulate --resume {escape(str(folder))}"
         ),
-    )  # fmt: skip
+    )
 
 
 def show_verdict(folder: Path, result: dict[str, Any]) -> None:
@@ -233,10 +249,7 @@ def show_verdict(folder: Path, result: dict[str, Any]) -> None:
     price = {(row["relation"], row["hospitals"]): row["epsilon"] for row in privacy["prices"]}
     lines.append(
         "replace-one: ε = {}; a patient in 2 or 3 hospitals: ε = {} or {}".format(
-            *(
-                rounded_up(float(price[key]))
-                for key in (("replace-one", 1), ("add-remove", 2), ("add-remove", 3))
-            )
+            *(rounded_up(float(price[key])) for key in (("replace-one", 1), ("add-remove", 2), ("add-remove", 3)))
         )
     )
     lines += [f"[bold red]{escape(warning)}[/]" for warning in result["warnings"]]

@@ -79,9 +79,7 @@ def run(
 
 def _in_process(work: Callable[[GridCourier], T], courier: Courier, engine: InProcess) -> T:
     names = [path.name for path in courier.directories]
-    grid = InProcessGrid(
-        courier_app(courier), names, faults=engine.faults, wire=engine.wire, threads=engine.threads
-    )
+    grid = InProcessGrid(courier_app(courier), names, faults=engine.faults, wire=engine.wire, threads=engine.threads)
     box: list[T] = []
     server = coordinator_app(lambda grid_courier, _: box.append(work(grid_courier)))
     try:

@@ -28,9 +28,19 @@ from cohortium.common.errors import UsageError
 from cohortium.common.protocol.flower import pack, unpack
 
 Kind = Literal[
-    "absent", "lost", "reply-lost", "late", "twice", "held", "replay", "stale",
-    "tamper-request", "tamper-reply", "crash", "crash-after",
-]  # fmt: skip
+    "absent",
+    "lost",
+    "reply-lost",
+    "late",
+    "twice",
+    "held",
+    "replay",
+    "stale",
+    "tamper-request",
+    "tamper-reply",
+    "crash",
+    "crash-after",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

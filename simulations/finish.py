@@ -82,9 +82,14 @@ def finish(out: Path, *, progress: Progress = lambda _: None, score: bool = True
                 f"{len(synthetic):,} of {plan.rows:,} synthetic rows against a random {real.share:.1%} of the patients"
             )
         scores = exact_scores(
-            schema=study.schema, train=real.train, test=real.test, synthetic=synthetic, target=study.target,
-            unit=plan.unit, seed=int(facts["seed"]),
-        )  # fmt: skip
+            schema=study.schema,
+            train=real.train,
+            test=real.test,
+            synthetic=synthetic,
+            target=study.target,
+            unit=plan.unit,
+            seed=int(facts["seed"]),
+        )
     progress("signing what is published")
     files = {name: _sha256(out / name) for name in ("synthetic.parquet", "synthetic.csv", "run/model.npz")}
     key = folder.key()
@@ -99,10 +104,12 @@ def finish(out: Path, *, progress: Progress = lambda _: None, score: bool = True
     warnings = tuple(
         text
         for on, text in (
-            (facts["rehearsal"], REHEARSAL), (not facts["noise"], NOISELESS), (guessed, GUESSED_WARNING),
+            (facts["rehearsal"], REHEARSAL),
+            (not facts["noise"], NOISELESS),
+            (guessed, GUESSED_WARNING),
         )
         if on
-    )  # fmt: skip
+    )
     report = _report_facts(folder, plan, facts, claimed, warnings, files, books, scored)
     progress("writing the report")
     result: dict[str, Any] = {
@@ -152,34 +159,50 @@ def read_books(out: Path, plan: Plan, facts: dict[str, Any]) -> dict[str, tuple[
 
 
 def _report_facts(
-    folder: RunFolder, plan: Plan, facts: dict[str, Any], claimed: dict[str, Any], warnings: tuple[str, ...],
-    files: dict[str, str], books: dict[str, tuple[Book, str]], scored: str,
-) -> ReportFacts:  # fmt: skip
+    folder: RunFolder,
+    plan: Plan,
+    facts: dict[str, Any],
+    claimed: dict[str, Any],
+    warnings: tuple[str, ...],
+    files: dict[str, str],
+    books: dict[str, tuple[Book, str]],
+    scored: str,
+) -> ReportFacts:
     study = folder.study()
     cumulated = {stage.name: epsilon for stage, epsilon in plan.cumulated()}
     rows = tuple(
         PlanRow(
-            id=stage.name, purpose=stage.purpose, kind=stage.kind, repeats=stage.repeats,
-            sampling_rate=stage.event.probability, noise_multiplier=stage.noise_multiplier,
+            id=stage.name,
+            purpose=stage.purpose,
+            kind=stage.kind,
+            repeats=stage.repeats,
+            sampling_rate=stage.event.probability,
+            noise_multiplier=stage.noise_multiplier,
             epsilon_cumulated=cumulated[stage.name],
         )
         for stage in plan.stages
-    )  # fmt: skip
+    )
     price = {(row["relation"], row["hospitals"]): float(row["epsilon"]) for row in claimed["privacy"]["prices"]}
     budget = BudgetFacts(
-        epsilon_total=plan.epsilon, epsilon_spent=price["add-remove", plan.hospitals], delta=plan.delta,
-        replace_one=price["replace-one", plan.hospitals], hospitals2=price["add-remove", 2],
+        epsilon_total=plan.epsilon,
+        epsilon_spent=price["add-remove", plan.hospitals],
+        delta=plan.delta,
+        replace_one=price["replace-one", plan.hospitals],
+        hospitals2=price["add-remove", 2],
         hospitals3=price["add-remove", 3],
-    )  # fmt: skip
+    )
     last = {event["index"]: event for event in events_of(folder.root) if event["event"] == "release"}
     rounds = tuple(
         RoundRow(
-            round=index, purpose=event["purpose"], answered=tuple(event["sites"]), dropped=tuple(event["dropped"]),
+            round=index,
+            purpose=event["purpose"],
+            answered=tuple(event["sites"]),
+            dropped=tuple(event["dropped"]),
             # An answer takes longer over more rows: finer than this, a time would be an un-noised measurement of them.
             seconds=round(float(event["seconds"]), 1),
         )
         for index, event in sorted(last.items())
-    )  # fmt: skip
+    )
     private: tuple[NamedFigure, ...] = ()
     path = folder.inner / "evaluation.json"
     if path.exists():
@@ -200,10 +223,18 @@ def _report_facts(
         **dict(study.schema.about),
     }
     return ReportFacts(
-        study_id=study.id, title=study.title, statement=claimed["privacy"]["sentence"], mode="simulation", plan=rows,
-        budget=budget, rounds=rounds, provenance=provenance, warnings=warnings, private_scores=private,
+        study_id=study.id,
+        title=study.title,
+        statement=claimed["privacy"]["sentence"],
+        mode="simulation",
+        plan=rows,
+        budget=budget,
+        rounds=rounds,
+        provenance=provenance,
+        warnings=warnings,
+        private_scores=private,
         not_protected=NOT_PROTECTED,
-    )  # fmt: skip
+    )
 
 
 def _sha256(path: Path) -> str:

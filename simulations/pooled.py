@@ -46,9 +46,14 @@ class PooledAsk:
         self._done[phase] = done + 1
         query = self.before(query)
         released = release(
-            query=query, records=self.parts[query.part], mechanism=stage.mechanism(shares=1), entropy=self.entropy,
-            run=self.run, index=stage.first + done, head="pooled",
-        )  # fmt: skip
+            query=query,
+            records=self.parts[query.part],
+            mechanism=stage.mechanism(shares=1),
+            entropy=self.entropy,
+            run=self.run,
+            index=stage.first + done,
+            head="pooled",
+        )
         self.answers.append(released.values)
         sigma = stage.noise_multiplier * query.sensitivity_l2
         values = released.values * released.lattice
@@ -57,21 +62,36 @@ class PooledAsk:
 
 
 def fit_pooled(
-    study: Study, plan: Plan, table: pd.DataFrame, *, seed: int, entropy: Entropy | None = None,
-    before: Callable[[AnyQuery], AnyQuery] = lambda query: query, exact: bool = False, run: str = "pooled",
-) -> tuple[Model, PooledAsk]:  # fmt: skip
-    """Fit the plan's generator to one table that holds everybody. before: may swap a query (tests of paths). run: names the
-    keys, so that a seeded run's own samples of patients come again."""
+    study: Study,
+    plan: Plan,
+    table: pd.DataFrame,
+    *,
+    seed: int,
+    entropy: Entropy | None = None,
+    before: Callable[[AnyQuery], AnyQuery] = lambda query: query,
+    exact: bool = False,
+    run: str = "pooled",
+) -> tuple[Model, PooledAsk]:
+    """Fit the plan's generator to one table that holds everybody.
+
+    before: may swap a query (tests of paths). run: names the keys, so that a seeded run's own samples come again.
+    """
     rows = records(study.schema, table, unit=study.privacy.unit)
     held = held_out(rows, study=plan.study, share=plan.holdout)
     ask = PooledAsk(
-        plan=plan, parts={"train": rows.subset(~held), "holdout": rows.subset(held)},
-        entropy=entropy or SystemEntropy(), before=before, run=run,
-    )  # fmt: skip
+        plan=plan,
+        parts={"train": rows.subset(~held), "holdout": rows.subset(held)},
+        entropy=entropy or SystemEntropy(),
+        before=before,
+        run=run,
+    )
     _, generator, _ = plan_for_run(study, plan)
     facts, _ = facts_of(study, len(plan.sites))
     model = generator.fit(
-        ask, schema=study.schema, grids=grids(study.schema), facts=facts,
+        ask,
+        schema=study.schema,
+        grids=grids(study.schema),
+        facts=facts,
         settings=settings_of(study, seed=seed, exact=exact),
     )
     return model, ask

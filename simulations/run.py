@@ -78,9 +78,11 @@ def prepare(request: Request) -> Plan:
     out = request.out
     if out.exists() and any(out.iterdir()):
         raise UsageError(
-            "SIMULATE-OUT", "the folder is not empty", where=(str(out),),
+            "SIMULATE-OUT",
+            "the folder is not empty",
+            where=(str(out),),
             hint=f"choose another --out, or go on with it: cohortium simulate --resume {out}",
-        )  # fmt: skip
+        )
     out.mkdir(parents=True, exist_ok=True)
     try:
         build(request, study, plan, worlds)
@@ -114,25 +116,37 @@ def build(request: Request, study: Study, plan: Plan, worlds: dict[str, pd.DataF
         worlds[name].to_parquet(site / "data.parquet", index=False)
         np.save(site / ROW_NAMES, worlds[name].index.to_numpy())
         Policy(
-            name=name, coordinator_key=coordinator.public_key().public_bytes_raw().hex(), table="data.parquet",
-            lifetime_epsilon=CAP_FACTOR * max(study.privacy.epsilon, 1.0), lifetime_delta=study.privacy.delta,
-            unit=plan.unit, hospitals=plan.hospitals, minimum_sites=1, minimum_colluders=plan.colluders,
-            minimum_patients=0, generators=(plan.generator,), strategies=(plan.mode,),
-            evaluation=study.evaluation is not None, rehearsal=rehearsal,
-        ).save(site / "site.toml")  # fmt: skip
-    message = proposal_message(
-        run=run, plan=plan, identities=public, schema=study.schema, exclude=study.exclude
-    )
+            name=name,
+            coordinator_key=coordinator.public_key().public_bytes_raw().hex(),
+            table="data.parquet",
+            lifetime_epsilon=CAP_FACTOR * max(study.privacy.epsilon, 1.0),
+            lifetime_delta=study.privacy.delta,
+            unit=plan.unit,
+            hospitals=plan.hospitals,
+            minimum_sites=1,
+            minimum_colluders=plan.colluders,
+            minimum_patients=0,
+            generators=(plan.generator,),
+            strategies=(plan.mode,),
+            evaluation=study.evaluation is not None,
+            rehearsal=rehearsal,
+        ).save(site / "site.toml")
+    message = proposal_message(run=run, plan=plan, identities=public, schema=study.schema, exclude=study.exclude)
     envelope = seal(message, coordinator)
     (out / "proposal.bin").write_bytes(envelope)
     for name, officer in officers.items():
         approve(out / "sites" / name, envelope, officer, check_table=False)  # `prepare` checked the whole
     facts = {
-        "run": run, "public_keys": public, "split": request.split, "table": str(request.table),
+        "run": run,
+        "public_keys": public,
+        "split": request.split,
+        "table": str(request.table),
         "seed": secrets.randbelow(2**31) if request.seed is None else request.seed,
-        "rehearsal": request.seed is not None, "noise": request.noise, "exact": request.exact,
+        "rehearsal": request.seed is not None,
+        "noise": request.noise,
+        "exact": request.exact,
         "guessed_ranges": request.accept_guessed_ranges and bool(study.schema.guessed),
-    }  # fmt: skip
+    }
     (out / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
     keys = {"coordinator": coordinator.public_key().public_bytes_raw().hex(), **public}
     ledgers = {"coordinator": "run/ledger.jsonl", **{name: f"sites/{name}/ledger.jsonl" for name in public}}
@@ -140,15 +154,20 @@ def build(request: Request, study: Study, plan: Plan, worlds: dict[str, pd.DataF
 
 
 def run(
-    out: Path, *, engine: engines.InProcess | engines.Ray | None = None, on_event: OnEvent | None = None,
+    out: Path,
+    *,
+    engine: engines.InProcess | engines.Ray | None = None,
+    on_event: OnEvent | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> None:  # fmt: skip
+) -> None:
     """Run what `prepare` made, or run it on: until the model is fitted and scored."""
     if out.is_dir() and any(out.iterdir()) and not (out / "manifest.json").exists():
         raise UsageError(
-            "SIMULATE-UNMADE", "this folder holds no simulation, or one that was killed while it was being set up",
-            where=(str(out),), hint="nothing was asked yet: remove the folder and start again",
-        )  # fmt: skip
+            "SIMULATE-UNMADE",
+            "this folder holds no simulation, or one that was killed while it was being set up",
+            where=(str(out),),
+            hint="nothing was asked yet: remove the folder and start again",
+        )
     plan = RunFolder(root=out).plan()
     chosen = engine or engines.InProcess()
     engines.run(
@@ -210,9 +229,11 @@ def refuse_unfinished(out: Path) -> None:
     """Refused when the run in `out` has not come to its end."""
     if not (out / "run" / "model.npz").exists():
         raise Refused(
-            "RUN-UNFINISHED", "this simulation did not finish", where=(str(out),),
+            "RUN-UNFINISHED",
+            "this simulation did not finish",
+            where=(str(out),),
             hint=f"cohortium simulate --resume {out}",
-        )  # fmt: skip
+        )
 
 
 def events_of(out: Path) -> list[dict[str, Any]]:

@@ -20,9 +20,10 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+
 from cohortium.common.encoding import as_text
 from cohortium.common.errors import TableError, UsageError
-from numpy.typing import NDArray
 
 MOST_SITES = 1000
 _GROUPS = 10  # a measured column is cut into so many groups of equal size before the Dirichlet split
@@ -69,11 +70,7 @@ class Split:
     def __str__(self) -> str:
         if self.kind == "by":
             return f"by:{self.column}"
-        return (
-            f"iid:{self.sites}"
-            if self.kind == "iid"
-            else f"dirichlet:{self.column}:{self.sites}:{self.alpha:g}"
-        )
+        return f"iid:{self.sites}" if self.kind == "iid" else f"dirichlet:{self.column}:{self.sites}:{self.alpha:g}"
 
 
 def split(table: pd.DataFrame, how: Split | str, *, unit: str, seed: int = 0) -> dict[str, pd.DataFrame]:
@@ -142,9 +139,7 @@ def site_name(value: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:48].strip("-") or "site"
 
 
-def _dirichlet(
-    group: NDArray[np.int64], sites: int, alpha: float, rng: np.random.Generator
-) -> NDArray[np.int64]:
+def _dirichlet(group: NDArray[np.int64], sites: int, alpha: float, rng: np.random.Generator) -> NDArray[np.int64]:
     site = np.zeros(len(group), dtype=np.int64)
     for value in range(int(group.max()) + 1):
         members = rng.permutation(np.flatnonzero(group == value))

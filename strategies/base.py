@@ -1,4 +1,4 @@
-"""What a strategy is: how one query is answered by many sites. It speaks messages; who carries them is not its business."""
+"""What a strategy is: how one query is answered by many sites. It speaks messages and carries none."""
 
 from __future__ import annotations
 
@@ -49,16 +49,27 @@ class Strategy(Protocol):
 
 
 def ask_message(
-    run: str, index: int, query: AnyQuery, *, mirrored: int, extra: dict[str, Any] | None = None,
+    run: str,
+    index: int,
+    query: AnyQuery,
+    *,
+    mirrored: int,
+    extra: dict[str, Any] | None = None,
     extra_blobs: Mapping[str, bytes] | None = None,
-) -> Message:  # fmt: skip
+) -> Message:
     """The question as a site gets it; blobs of the query under query/."""
     fields, blobs = query.to_wire()
     named = {f"query/{name}": blob for name, blob in blobs.items()}
     return Message(
-        kind="run.ask", sender=COORDINATOR,
+        kind="run.ask",
+        sender=COORDINATOR,
         fields={
-            "run": run, "index": index, "kind": query.kind, "query": fields, "mirrored": mirrored, **(extra or {}),
+            "run": run,
+            "index": index,
+            "kind": query.kind,
+            "query": fields,
+            "mirrored": mirrored,
+            **(extra or {}),
         },
         blobs={**named, **(extra_blobs or {})},
-    )  # fmt: skip
+    )

@@ -58,6 +58,10 @@ class LocalNoise:
         if not heard:
             raise ProtocolError("SUM-TOO-FEW", "no site answered", left="what was charged stays charged")
         return SiteSum(
-            values=total, lattice=lattice, sites=tuple(heard), variance_factor=float(len(heard)),
-            dropped=tuple(s for s in self._plan.sites if s not in heard), sent_bytes=sent,
-        )  # fmt: skip
+            values=total,
+            lattice=lattice,
+            sites=tuple(heard),
+            variance_factor=float(len(heard)),
+            dropped=tuple(s for s in self._plan.sites if s not in heard),
+            sent_bytes=sent,
+        )

@@ -35,9 +35,15 @@ class SecureSum:
     mode = "secure-sum"
 
     def __init__(
-        self, *, plan: Plan, run: str, identities: Mapping[str, Ed25519PublicKey], exchange: Exchange,
-        mirrored: Callable[[str], int], notebook: Path | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        plan: Plan,
+        run: str,
+        identities: Mapping[str, Ed25519PublicKey],
+        exchange: Exchange,
+        mirrored: Callable[[str], int],
+        notebook: Path | None = None,
+    ) -> None:
         self._notebook = notebook
         self._plan, self._run, self._identities = plan, run, dict(identities)
         self._exchange, self._mirrored = exchange, mirrored
@@ -50,18 +56,17 @@ class SecureSum:
     def start(self, hellos: Mapping[str, Message]) -> None:
         known = self._read("channels")
         if known is not None:  # a resumed run: sites accept one list of keys per run
-            self._channels = ChannelKeys.from_message(
-                Message(kind="sum.channels", sender=COORDINATOR, fields=known)
-            )
+            self._channels = ChannelKeys.from_message(Message(kind="sum.channels", sender=COORDINATOR, fields=known))
             return
         keys: list[ChannelKey] = []
         for site in sorted(hellos):
             _admit(lambda r: keys.append(ChannelKey.from_message(_inner(r, "channel"))), hellos[site])
         if len(keys) < self._plan.survivors:
             raise PeerUnreachable(
-                "SUM-TOO-FEW", f"{len(keys)} sites answered, {self._plan.survivors} are needed",
+                "SUM-TOO-FEW",
+                f"{len(keys)} sites answered, {self._plan.survivors} are needed",
                 hint="start the missing sites and resume the run",
-            )  # fmt: skip
+            )
         self._channels = ChannelKeys(run_id=self._run, keys=tuple(keys))
         self._write("channels", self._channels.to_message().fields)
 
@@ -86,13 +91,15 @@ class SecureSum:
     def answer(self, index: int, stage: Stage, query: AnyQuery, *, next_dim: int | None = None) -> SiteSum:
         plan = self._plan
         params = RoundParams(
-            run_id=self._run, round=index, sites=plan.sites, survivors=plan.survivors, colluders=plan.colluders,
+            run_id=self._run,
+            round=index,
+            sites=plan.sites,
+            survivors=plan.survivors,
+            colluders=plan.colluders,
             dim=query.dim,
-        )  # fmt: skip
+        )
         if self._directory is None:
-            self._directory = Directory.verified(
-                run_id=self._run, identities=self._identities, keys=self.channels.keys
-            )
+            self._directory = Directory.verified(run_id=self._run, identities=self._identities, keys=self.channels.keys)
         server = ServerRound(params=params, directory=self._directory)
         sent: dict[str, int] = {}
 
@@ -112,9 +119,13 @@ class SecureSum:
         for site, roster in rosters.items():
             said = roster.to_message()
             asks[site] = ask_message(
-                self._run, index, query, mirrored=self._mirrored(site), extra={"roster": said.fields},
+                self._run,
+                index,
+                query,
+                mirrored=self._mirrored(site),
+                extra={"roster": said.fields},
                 extra_blobs={f"roster/{peer}": blob for peer, blob in said.blobs.items()},
-            )  # fmt: skip
+            )
         for site, reply in self._ask(asks, f"{index}/mask", sent).items():
             if noted["survivors"] is None or site in noted["survivors"]:
                 _admit(lambda r: server.add_masked(Masked.from_message(r)), reply)
@@ -127,7 +138,7 @@ class SecureSum:
             vote = Message(kind="run.survivors", sender=COORDINATOR, fields=fields)
             for reply in self._ask(dict.fromkeys(chosen.survivors, vote), f"{index}/agree", sent).values():
                 _admit(lambda r: server.add_vote(SurvivorVote.from_message(r)), reply)
-        else:  # it died after the signatures: a site that has revealed answers the very same request again, and no other
+        else:  # it died after the signatures: a site that has revealed answers the very same request, no other
             for site, fields in noted["votes"].items():
                 said = Message(kind="sum.vote", sender=site, fields=fields)
                 _admit(lambda r: server.add_vote(SurvivorVote.from_message(r)), said)
@@ -135,21 +146,27 @@ class SecureSum:
         request = server.reveal_request()
         ballot = chosen.digest()
         noted["votes"] = {
-            site: SurvivorVote(context=chosen.context, ballot=ballot, site=site, signature=signature).to_message().fields
+            site: SurvivorVote(context=chosen.context, ballot=ballot, site=site, signature=signature)
+            .to_message()
+            .fields
             for site, signature in request.votes.items()
-        }  # fmt: skip
+        }
         self._write("round", noted)
         following = None if next_dim is None or index + 1 >= plan.releases else [index + 1, next_dim]
         reveals = {
             site: Message(
-                kind="run.reveal", sender=COORDINATOR,
+                kind="run.reveal",
+                sender=COORDINATOR,
                 fields={
-                    "run": self._run, "index": index, "reveal": request.to_message().fields, "next": following,
+                    "run": self._run,
+                    "index": index,
+                    "reveal": request.to_message().fields,
+                    "next": following,
                     "mirrored": self._mirrored(site),
                 },
             )
             for site in server.waiting_for()
-        }  # fmt: skip
+        }
         self._ready, self._ready_for = {}, None if following is None else (index + 1, following[1])
         for site, reply in self._ask(reveals, f"{index}/unmask", sent).items():
             _admit(lambda r: server.add_revealed(Revealed.from_message(_inner(r, "revealed"))), reply)
@@ -161,10 +178,13 @@ class SecureSum:
         total = server.sum()
         stayed = server.survivor_names
         return SiteSum(
-            values=from_ring(total), lattice=query.lattice, sites=stayed,
-            variance_factor=len(stayed) / plan.shares, dropped=tuple(s for s in plan.sites if s not in stayed),
+            values=from_ring(total),
+            lattice=query.lattice,
+            sites=stayed,
+            variance_factor=len(stayed) / plan.shares,
+            dropped=tuple(s for s in plan.sites if s not in stayed),
             sent_bytes=sent,
-        )  # fmt: skip
+        )
 
     def _prepared(self, params: RoundParams, sent: dict[str, int]) -> dict[str, Prepared]:
         """This round's prepares: those that rode ahead, and one exchange for the sites that have none."""

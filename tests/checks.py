@@ -86,9 +86,14 @@ def released(
 ) -> Released:
     how = Mechanism(noise_multiplier=noise, rate=rate, shares=shares)
     return release(
-        query=query, records=records, mechanism=how, entropy=entropy or SeededEntropy(seed=1, site="a"), run=RUN,
-        index=index, head=head,
-    )  # fmt: skip
+        query=query,
+        records=records,
+        mechanism=how,
+        entropy=entropy or SeededEntropy(seed=1, site="a"),
+        run=RUN,
+        index=index,
+        head=head,
+    )
 
 
 def wide(dim: int = 20_000) -> Counts:
@@ -108,9 +113,16 @@ def even() -> Moments:
 
 def all_queries() -> list[AnyQuery]:
     return [
-        counts(), counts(columns=(2,)), moments(), moments(scale=50.0), moments(by=True, scale=0.01), even(),
-        gradient(clip_norm_l2=0.05), gradient(clip_norm_l2=0.05, path="fast"), gradient(clip_norm_l2=100.0),
-    ]  # fmt: skip
+        counts(),
+        counts(columns=(2,)),
+        moments(),
+        moments(scale=50.0),
+        moments(by=True, scale=0.01),
+        even(),
+        gradient(clip_norm_l2=0.05),
+        gradient(clip_norm_l2=0.05, path="fast"),
+        gradient(clip_norm_l2=100.0),
+    ]
 
 
 # ---- queries ------------------------------------------------------------------------------------------------
@@ -133,8 +145,7 @@ def check_a_patient_counts_alike_whoever_else_is_there() -> None:
     for query in all_queries():
         whole = query.contribution(records).units
         single = [
-            query.contribution(records.subset(np.arange(records.patients) == p)).units
-            for p in range(records.patients)
+            query.contribution(records.subset(np.arange(records.patients) == p)).units for p in range(records.patients)
         ]
         apart = np.abs(whole - np.sum(single, axis=0)).max()
         slack = (records.patients + 1) / 2 if getattr(query, "path", "") == "fast" else 0
@@ -232,10 +243,13 @@ def check_noise_is_drawn_anew_for_every_release() -> None:
     query, records = wide(5000), people(3)
     seeded = {site: SeededEntropy(seed=3, site=site) for site in ("a", "b")}
     drawn = [
-        noise_of(query, records, entropy=seeded["a"]), noise_of(query, records, entropy=seeded["a"], index=1),
-        noise_of(query, records, entropy=seeded["b"]), noise_of(query, records, entropy=SystemEntropy()),
-        noise_of(query, records, entropy=SystemEntropy()), noise_of(query, records, entropy=SystemEntropy(), head="x"),
-    ]  # fmt: skip
+        noise_of(query, records, entropy=seeded["a"]),
+        noise_of(query, records, entropy=seeded["a"], index=1),
+        noise_of(query, records, entropy=seeded["b"]),
+        noise_of(query, records, entropy=SystemEntropy()),
+        noise_of(query, records, entropy=SystemEntropy()),
+        noise_of(query, records, entropy=SystemEntropy(), head="x"),
+    ]
     for i, one in enumerate(drawn):
         for other in drawn[:i]:
             assert abs(np.corrcoef(one, other)[0, 1]) <= SIX / math.sqrt(len(one)), "the same noise twice"
@@ -247,9 +261,7 @@ def check_noise_comes_from_the_keystream_alone() -> None:
     found = []
     for seed in (0, 1):
         np.random.seed(seed)
-        found.append(
-            (noise_of(query, records, entropy=key), noise_of(query, records, entropy=SystemEntropy()))
-        )
+        found.append((noise_of(query, records, entropy=key), noise_of(query, records, entropy=SystemEntropy())))
     assert np.array_equal(found[0][0], found[1][0]), "noise depends on something besides its key"
     np.random.seed(1)
     again = noise_of(query, records, entropy=SystemEntropy())
@@ -287,9 +299,7 @@ def batch_sizes(draws: int, patients: int, rate: float) -> np.ndarray:
     records, query = people(patients, most_rows=1), counts(columns=(0,))
     one = round(1 / query.lattice)
     some = int(rate * WHOLE)
-    return np.array(
-        [released(query, records, noise=0.0, rate=some, index=i).values.sum() // one for i in range(draws)]
-    )
+    return np.array([released(query, records, noise=0.0, rate=some, index=i).values.sum() // one for i in range(draws)])
 
 
 def check_sampling_is_poisson() -> None:
@@ -300,14 +310,10 @@ def check_sampling_is_poisson() -> None:
     n, q, draws = 200, 0.3, 500
     sizes = batch_sizes(draws, n, q)
     assert abs(sizes.mean() - n * q) <= SIX * math.sqrt(n * q * (1 - q) / draws), "rate"
-    assert abs(sizes.var() / (n * q * (1 - q)) - 1) <= SIX * math.sqrt(2 / draws), (
-        "batch size is not binomial"
-    )
+    assert abs(sizes.var() / (n * q * (1 - q)) - 1) <= SIX * math.sqrt(2 / draws), "batch size is not binomial"
     query, some = counts(), int(q * WHOLE)
     left, right = people(40, prefix="l"), people(30, prefix="r", seed=1)
-    both = encode(
-        schema(), pd.concat([table(40, prefix="l"), table(30, prefix="r", seed=1)], ignore_index=True), "pid"
-    )
+    both = encode(schema(), pd.concat([table(40, prefix="l"), table(30, prefix="r", seed=1)], ignore_index=True), "pid")
     for index in range(20):
         apart, together = (
             [released(query, r, noise=0.0, rate=some, index=index).values for r in some_records]
@@ -327,9 +333,9 @@ def check_no_denominator_or_weight_depends_on_the_patients() -> None:
     twice = pd.concat([once, once.assign(pid="b" + once.pid)], ignore_index=True)
     one, two = encode(schema(), once, "pid"), encode(schema(), twice, "pid")
     for query in (counts(), moments(), gradient()):
-        assert np.array_equal(
-            2 * released(query, one, noise=0.0).values, released(query, two, noise=0.0).values
-        ), query.kind
+        assert np.array_equal(2 * released(query, one, noise=0.0).values, released(query, two, noise=0.0).values), (
+            query.kind
+        )
     small, large = local_update(one).values, local_update(two).values
     assert np.abs(2 * small - large).max() <= 2, "a local step is divided by the number of patients"
     assert np.abs(small).max() > 1000
@@ -410,9 +416,7 @@ def check_a_masked_vector_looks_random() -> None:
         consortium.close()
     assert len(seen) == 3
     for reply in seen.values():
-        assert reply.kind == "sum.masked" and _uniformity(reply.blobs["values"]) > TINY, (
-            "a vector left unmasked"
-        )
+        assert reply.kind == "sum.masked" and _uniformity(reply.blobs["values"]) > TINY, "a vector left unmasked"
     plain = plain_noised(query)
     assert _uniformity(plain) < TINY
 
@@ -487,11 +491,17 @@ class Killed(BaseException):
 CRASHES: tuple[tuple[str, Any, str, str], ...] = tuple(
     (f"{when} {name}", owner, name, when)
     for owner, name in (
-        (Gate, "open"), (guard_module, "release"), (Gate, "send"), (vault_module.Vault, "put"), (Gate, "sealed"),
-        (Gate, "released"), (Ledger, "reserve"), (Ledger, "advance"),
+        (Gate, "open"),
+        (guard_module, "release"),
+        (Gate, "send"),
+        (vault_module.Vault, "put"),
+        (Gate, "sealed"),
+        (Gate, "released"),
+        (Ledger, "reserve"),
+        (Ledger, "advance"),
     )
     for when in ("before", "after")
-)  # fmt: skip
+)
 
 SECURE_CRASHES = ("after open", "after release", "after send", "before put", "after put", "after sealed")
 """Where a secure sum differs from local mode: there is a round to be remembered with the release."""
@@ -532,9 +542,11 @@ def check_a_crash_never_gives_a_second_answer(*, mode: str = "local") -> None:
             answers += [consortium.say("a", question) for _ in range(2)]
             consortium.kill("a")
             other = Message(
-                kind="run.ask", sender=question.sender, blobs=question.blobs,
+                kind="run.ask",
+                sender=question.sender,
+                blobs=question.blobs,
                 fields={**question.fields, "query": {**question.fields["query"], "part": "holdout"}},
-            )  # fmt: skip
+            )
             refused = [consortium.say("a", other)]
             answers.append(consortium.say("a", question))
             state = consortium.state("a", 0)
@@ -542,9 +554,7 @@ def check_a_crash_never_gives_a_second_answer(*, mode: str = "local") -> None:
         given_out = {m.blobs["values"] for m in answers if m.kind != "site.refused"}
         assert len(draws) <= 1, f"killed {label}: noise was drawn {len(draws)} times"
         assert len(given_out) <= 1, f"killed {label}: two different answers"
-        assert all(m.kind == "site.refused" for m in refused), (
-            f"killed {label}: another question was answered"
-        )
+        assert all(m.kind == "site.refused" for m in refused), f"killed {label}: another question was answered"
         assert not draws or state in ("BURNED", "SEALED", "RELEASED"), f"killed {label}: {state}"
         assert not given_out or state in ("SEALED", "RELEASED"), f"killed {label}: left and not recorded"
 
@@ -575,12 +585,15 @@ def check_refusals_are_bare_codes() -> None:
         consortium = ward(Path(folder), plan())
         short = Counts(columns=(2,), maps=(np.zeros(5, np.int32),), bins=(1,))
         bad = [
-            ask_message(RUN, 7, counts(), mirrored=0), ask_message(RUN, 0, short, mirrored=0),
-            ask_message(RUN, 0, moments(), mirrored=0), ask_message("other-run", 0, counts(), mirrored=0),
-            ask_message(RUN, 0, counts(), mirrored=-1), ask_message(RUN, 0, counts(), mirrored=2**70),
+            ask_message(RUN, 7, counts(), mirrored=0),
+            ask_message(RUN, 0, short, mirrored=0),
+            ask_message(RUN, 0, moments(), mirrored=0),
+            ask_message("other-run", 0, counts(), mirrored=0),
+            ask_message(RUN, 0, counts(), mirrored=-1),
+            ask_message(RUN, 0, counts(), mirrored=2**70),
             Message(kind="run.tell-me", sender="coordinator", fields={"run": RUN}),
             Message(kind="run.hello", sender="coordinator", fields={}),
-        ]  # fmt: skip
+        ]
         replies = [consortium.say("a", message) for message in bad]
         consortium.close()
     for reply in replies:

@@ -56,9 +56,7 @@ def small_table(rows: int, seed: int = 0) -> pd.DataFrame:
     )
 
 
-def facts_for(
-    schema: Schema, made: tuple[Grid, ...], *, epsilon: float = 3.0, patients: int | None = None
-) -> Facts:
+def facts_for(schema: Schema, made: tuple[Grid, ...], *, epsilon: float = 3.0, patients: int | None = None) -> Facts:
     targets = [i for i, c in enumerate(schema.modelled) if c.role == "target"]
     return Facts(
         columns=tuple((c.kind, g.size, c.categorical) for c, g in zip(schema.modelled, made)),

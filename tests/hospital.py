@@ -63,13 +63,15 @@ def table(patients: int, *, seed: int = 0, most_rows: int = 3, prefix: str = "p"
     pid = np.repeat(np.arange(patients), rng.integers(1, most_rows + 1, patients))
     rng.shuffle(pid)
     rows = len(pid)
-    out = pd.DataFrame({
-        "pid": [f"{prefix}{i:05d}" for i in pid],
-        "sex": rng.choice(["F", "M"], rows),
-        "stage": rng.choice(["I", "II", "III"], rows, p=[0.6, 0.3, 0.1]),
-        "age": rng.integers(20, 95, rows),
-        "dead": rng.choice(["true", "false"], rows),
-    })  # fmt: skip
+    out = pd.DataFrame(
+        {
+            "pid": [f"{prefix}{i:05d}" for i in pid],
+            "sex": rng.choice(["F", "M"], rows),
+            "stage": rng.choice(["I", "II", "III"], rows, p=[0.6, 0.3, 0.1]),
+            "age": rng.integers(20, 95, rows),
+            "dead": rng.choice(["true", "false"], rows),
+        }
+    )
     out.loc[rng.random(rows) < 0.1, "stage"] = ""
     return out
 
@@ -110,8 +112,13 @@ def gradient(*, seed: int = 0, clip_norm_l2: float = 0.5, **options: Any) -> Gra
 
 def stage(name: str, kind: str, first: int, **options: Any) -> Stage:
     settings: dict[str, Any] = {
-        "purpose": "test", "part": "train", "repeats": 1, "rate": WHOLE, "noise_multiplier": 20.0, "max_dim": 2000,
-    }  # fmt: skip
+        "purpose": "test",
+        "part": "train",
+        "repeats": 1,
+        "rate": WHOLE,
+        "noise_multiplier": 20.0,
+        "max_dim": 2000,
+    }
     return Stage(name=name, kind=kind, first=first, **(settings | options))  # type: ignore[arg-type]
 
 
@@ -125,10 +132,19 @@ def plan(
     """Two releases of counts unless told otherwise; noise enough for a cap of 8."""
     secure = mode == "secure-sum"
     settings: dict[str, Any] = {
-        "study": "ward", "study_digest": "0" * 64, "dictionary_digest": schema().digest(), "generator": "mixture",
-        "survivors": len(sites) // 2 + 1 if secure else 0, "colluders": 0, "epsilon": 8.0, "delta": 1e-6,
-        "unit": "pid", "hospitals": 1, "holdout": 0.0, "rows": 10,
-    }  # fmt: skip
+        "study": "ward",
+        "study_digest": "0" * 64,
+        "dictionary_digest": schema().digest(),
+        "generator": "mixture",
+        "survivors": len(sites) // 2 + 1 if secure else 0,
+        "colluders": 0,
+        "epsilon": 8.0,
+        "delta": 1e-6,
+        "unit": "pid",
+        "hospitals": 1,
+        "holdout": 0.0,
+        "rows": 10,
+    }
     some = tuple(stages) if stages is not None else (stage("one", "counts", 0), stage("two", "counts", 1))
     return Plan(mode=mode, sites=tuple(sites), stages=some, **(settings | options))  # type: ignore[arg-type]
 
@@ -203,11 +219,21 @@ class Ward:
 
 def policy(site: str, **options: Any) -> Policy:
     settings: dict[str, Any] = {
-        "coordinator_key": key(COORDINATOR).public_key().public_bytes_raw().hex(), "table": "data.parquet",
-        "lifetime_epsilon": 8.0, "lifetime_delta": 1e-5, "unit": "pid", "hospitals": 1, "minimum_sites": 1,
-        "minimum_colluders": 0, "minimum_patients": 0, "peers": None,
-        "generators": ("mixture",), "strategies": ("secure-sum", "local"), "evaluation": True, "rehearsal": None,
-    }  # fmt: skip
+        "coordinator_key": key(COORDINATOR).public_key().public_bytes_raw().hex(),
+        "table": "data.parquet",
+        "lifetime_epsilon": 8.0,
+        "lifetime_delta": 1e-5,
+        "unit": "pid",
+        "hospitals": 1,
+        "minimum_sites": 1,
+        "minimum_colluders": 0,
+        "minimum_patients": 0,
+        "peers": None,
+        "generators": ("mixture",),
+        "strategies": ("secure-sum", "local"),
+        "evaluation": True,
+        "rehearsal": None,
+    }
     return Policy(name=site, **(settings | options))
 
 

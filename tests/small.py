@@ -49,10 +49,22 @@ def small_table(patients: int = 80, *, seed: int = 1) -> pd.DataFrame:
 
 
 def small_study(
-    folder: Path, *, generator: str = "mixture", strategy: str = "secure-sum", survivors: int = 2, colluders: int = 0,
-    rounds: int | None = None, epsilon: float = 20.0, unit: str = "id", evaluation: str = "", rows: int = 60,
-    table: pd.DataFrame | None = None, dictionary: dict[str, Any] | None = None, more: str = "", target: str = "smoker",
-) -> tuple[Path, Path]:  # fmt: skip
+    folder: Path,
+    *,
+    generator: str = "mixture",
+    strategy: str = "secure-sum",
+    survivors: int = 2,
+    colluders: int = 0,
+    rounds: int | None = None,
+    epsilon: float = 20.0,
+    unit: str = "id",
+    evaluation: str = "",
+    rows: int = 60,
+    table: pd.DataFrame | None = None,
+    dictionary: dict[str, Any] | None = None,
+    more: str = "",
+    target: str = "smoker",
+) -> tuple[Path, Path]:
     """Write study.toml, dictionary.json and table.parquet; (study, table). more: lines for [strategy]."""
     folder.mkdir(parents=True, exist_ok=True)
     secure = f"survivors = {survivors}\ncolluders = {colluders}\n" if strategy == "secure-sum" else ""
@@ -112,9 +124,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def simulate(
-    tmp_path: Path, write_study: Callable[..., tuple[Path, Path]], quick: None
-) -> Callable[..., Path]:
+def simulate(tmp_path: Path, write_study: Callable[..., tuple[Path, Path]], quick: None) -> Callable[..., Path]:
     """simulate(split, ...) -> folder of a run that is prepared and, unless run=False, run to its end.
 
     Keywords of a Request go to it, faults to the in-process engine, all others to the study.

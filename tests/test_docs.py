@@ -21,9 +21,7 @@ from cohortium.common.study import GENERATORS, SERVER_STEPS, STRATEGIES, Study
 from cohortium.simulations.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "simulations" / "data" / "README.md"]
-)
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "simulations" / "data" / "README.md"])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -95,9 +93,7 @@ def test_every_command_is_in_the_readme() -> None:
     for name, command in root.commands.items():
         for sub in command.commands if isinstance(command, click.Group) else [""]:
             wanted = f"cohortium {name} {sub}".strip()
-            assert wanted in text("README.md") or (name == "demo" and "make demo" in text("README.md")), (
-                wanted
-            )
+            assert wanted in text("README.md") or (name == "demo" and "make demo" in text("README.md")), wanted
 
 
 @pytest.mark.parametrize("name", NAMES)

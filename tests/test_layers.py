@@ -21,9 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TOPS = ("common", "strategies", "client", "server", "simulations", "cohortium")
 
-VOCABULARY = frozenset(
-    {"schema", "table_schema", "toml_reader", "study", "study_file", "encoding", "drafting"}
-)
+VOCABULARY = frozenset({"schema", "table_schema", "toml_reader", "study", "study_file", "encoding", "drafting"})
 ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "vocabulary": frozenset({"errors"}),
@@ -180,7 +178,8 @@ def test_every_module_has_its_place() -> None:
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("client.x", "import cohortium.server.runs"), ("server.x", "from cohortium.client import guard"),
+        ("client.x", "import cohortium.server.runs"),
+        ("server.x", "from cohortium.client import guard"),
         ("server.x", "def f():\n    from cohortium.client.guard import Guard"),
         ("common.schema", "from cohortium.common.privacy.plan import Plan"),
         ("common.privacy.x", "from cohortium.common.protocol.secure_sum import SiteRound"),
@@ -196,7 +195,7 @@ def test_every_module_has_its_place() -> None:
         ("strategies.x", "from cohortium.client.gate import Gate"),
         ("common.study", "from cohortium.strategies.base import Strategy"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_arrow_is_found(module: str, line: str) -> None:
     """The test's own power: one line more in a module, and it is red."""
     planted = {**sources(), module: sources().get(module, "") + "\n" + line + "\n"}
@@ -208,18 +207,14 @@ def test_a_wrong_arrow_is_found(module: str, line: str) -> None:
 
 def guarded() -> list[str]:
     return [
-        m
-        for m in sources()
-        if m in NO_RANDOMNESS_FILES or any(m == p or m.startswith(p + ".") for p in NO_RANDOMNESS)
+        m for m in sources() if m in NO_RANDOMNESS_FILES or any(m == p or m.startswith(p + ".") for p in NO_RANDOMNESS)
     ]
 
 
 @pytest.mark.parametrize("module", guarded())
 def test_nothing_that_touches_a_release_reaches_another_source_of_randomness(module: str) -> None:
     found = [
-        what
-        for what in randomness(sources()[module])
-        if (module, what) != ("common.privacy.entropy", "os.urandom")
+        what for what in randomness(sources()[module]) if (module, what) != ("common.privacy.entropy", "os.urandom")
     ]
     assert found == []
 
@@ -227,12 +222,17 @@ def test_nothing_that_touches_a_release_reaches_another_source_of_randomness(mod
 @pytest.mark.parametrize(
     "line",
     [
-        "import numpy as np\nnp.random.normal()", "from numpy.random import default_rng", "import random",
-        "import torch\ntorch.normal(0, 1)", "import secrets", "import os\nos.urandom(3)",
+        "import numpy as np\nnp.random.normal()",
+        "from numpy.random import default_rng",
+        "import random",
+        "import torch\ntorch.normal(0, 1)",
+        "import secrets",
+        "import os\nos.urandom(3)",
         "from scipy.stats import norm\nnorm.rvs(3)",
-        "def f():\n    import random", "import numpy\nnumpy.random.default_rng(3)",
+        "def f():\n    import random",
+        "import numpy\nnumpy.random.default_rng(3)",
     ],
-)  # fmt: skip
+)
 def test_another_source_of_randomness_is_found(line: str) -> None:
     assert randomness(line)
 
@@ -294,8 +294,6 @@ def test_the_courier_never_imports_what_holds_data() -> None:
 
 def test_only_the_guard_and_the_gate_move_the_ledger_on_at_a_hospital() -> None:
     writers = {
-        m
-        for m, s in sources().items()
-        if m.startswith("client") and {"reserve", "advance", "note"} & calls_of(s)
+        m for m, s in sources().items() if m.startswith("client") and {"reserve", "advance", "note"} & calls_of(s)
     }
     assert writers == {"client.gate"}

@@ -103,24 +103,30 @@ def worlds(draw: st.DrawFn) -> dict[str, Any]:
     sure = st.sampled_from([True] * 9 + [False])  # most worlds are ones that somebody would mean
     holdouts = [0, 0.3] if unit == "patient" or not draw(sure) else [0]
     return {
-        "fields": fields, "rows": draw(st.sampled_from([60, 20, 60, 20, 5, 2, 1, 0])), "hows": [draw(usual) for _ in fields],
-        "numbers": draw(st.integers(0, 2**32)), "unit": unit,
+        "fields": fields,
+        "rows": draw(st.sampled_from([60, 20, 60, 20, 5, 2, 1, 0])),
+        "hows": [draw(usual) for _ in fields],
+        "numbers": draw(st.integers(0, 2**32)),
+        "unit": unit,
         "generator": draw(st.sampled_from(["auto", "mixture", "mixture", "autoregressive", "joined"])),
-        "mode": draw(st.sampled_from(["secure-sum", "secure-sum", "local"] if sites > 2 else ["local"] * 5 + ["secure-sum"])),
+        "mode": draw(
+            st.sampled_from(["secure-sum", "secure-sum", "local"] if sites > 2 else ["local"] * 5 + ["secure-sum"])
+        ),
         "sites": sites,
-        "survivors": sites if draw(sure) else draw(st.integers(1, 6)), "colluders": draw(st.sampled_from([0, 0, 1])),
+        "survivors": sites if draw(sure) else draw(st.integers(1, 6)),
+        "colluders": draw(st.sampled_from([0, 0, 1])),
         "epsilon": draw(st.sampled_from([1e-4, 0.01, 0.5, 3.0, 20.0, 1000.0])),
-        "split": draw(st.sampled_from(["iid", "iid", "dirichlet", "by"])), "holdout": draw(st.sampled_from(holdouts)),
-        "noise": draw(st.sampled_from([True, True, True, False])), "target": draw(st.booleans()),
+        "split": draw(st.sampled_from(["iid", "iid", "dirichlet", "by"])),
+        "holdout": draw(st.sampled_from(holdouts)),
+        "noise": draw(st.sampled_from([True, True, True, False])),
+        "target": draw(st.booleans()),
         "score": draw(st.integers(0, 3)) == 0,
-    }  # fmt: skip
+    }
 
 
 def write(folder: Path, world: dict[str, Any]) -> tuple[Path, Path]:
     rng, rows = np.random.default_rng(world["numbers"]), world["rows"]
-    data = {
-        f["name"]: cells(f, rows, rng, how) for f, how in zip(world["fields"], world["hows"], strict=True)
-    }
+    data = {f["name"]: cells(f, rows, rng, how) for f, how in zip(world["fields"], world["hows"], strict=True)}
     fields = list(world["fields"])
     if world["unit"] == "patient":
         fields.append({"name": "patient", "type": "string", "role": "identifier"})
@@ -132,9 +138,7 @@ def write(folder: Path, world: dict[str, Any]) -> tuple[Path, Path]:
         folder / "table.csv", index=False
     )
     secure = (
-        f"survivors = {world['survivors']}\ncolluders = {world['colluders']}"
-        if world["mode"] == "secure-sum"
-        else ""
+        f"survivors = {world['survivors']}\ncolluders = {world['colluders']}" if world["mode"] == "secure-sum" else ""
     )
     rounds = "rounds = 2" if world["generator"] in ("joined", "autoregressive") else ""
     evaluation = f"[evaluation]\nepsilon = {world['epsilon'] / 2!r}\nholdout = {world['holdout']}\n"
@@ -180,9 +184,7 @@ def fits(rows: pd.DataFrame, fields: list[dict[str, Any]]) -> None:
             assert ((moments >= low) & (moments <= high)).all(), field
         else:
             numbers = values.astype(float)
-            assert ((numbers >= limits["minimum"] - 1e-9) & (numbers <= limits["maximum"] + 1e-9)).all(), (
-                field
-            )
+            assert ((numbers >= limits["minimum"] - 1e-9) & (numbers <= limits["maximum"] + 1e-9)).all(), field
             if kind in ("integer", "year"):
                 assert (numbers == numbers.round()).all(), field
 
@@ -225,9 +227,12 @@ def one_world(world: dict[str, Any]) -> str:
 
 @pytest.mark.timeout(20_000)
 @settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES <= 25, suppress_health_check=list(HealthCheck),
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=EXAMPLES <= 25,
+    suppress_health_check=list(HealthCheck),
     database=None,
-)  # fmt: skip
+)
 @given(world=worlds())
 def test_random_worlds(world: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -57,18 +57,21 @@ def test_one_records_walk(tmp_path: Path) -> None:
     # 4. Noise and its price come out of one call, on the integer lattice.
     stage = plan.stages[0]
     released = release(
-        query=question, records=rows, mechanism=stage.mechanism(shares=1), entropy=SystemEntropy(),
-        run="walk", index=0, head="0" * 64,
-    )  # fmt: skip
+        query=question,
+        records=rows,
+        mechanism=stage.mechanism(shares=1),
+        entropy=SystemEntropy(),
+        run="walk",
+        index=0,
+        head="0" * 64,
+    )
     assert released.values.dtype == np.int64 and released.event == stage.event
     assert (released.values != question.contribution(rows).units).any()
 
     # 5. Masked, it is a vector of uniform 64-bit numbers; masks cancel in the sum (common/protocol/secure_sum.py).
     masks = np.random.default_rng(0).integers(0, 2**64, size=(3, 3), dtype=np.uint64)
     masks[2] = -(masks[0] + masks[1])
-    total = sum(
-        (to_ring(released.values, parties=3) + mask for mask in masks), start=np.zeros(3, dtype=np.uint64)
-    )
+    total = sum((to_ring(released.values, parties=3) + mask for mask in masks), start=np.zeros(3, dtype=np.uint64))
     assert (from_ring(total) == 3 * released.values).all()
 
     # 6. Whatever the coordinator does with the sum is free: fit, sample, decode.
@@ -90,11 +93,20 @@ def test_one_unit_of_budgets_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # 2. At the door: charged on disk first; a second answer to the same release is refused for ever.
     key, coordinator = generate(), generate()
     policy = Policy(
-        name="north", coordinator_key=coordinator.public_key().public_bytes_raw().hex(), table="data.parquet",
-        lifetime_epsilon=9.0, lifetime_delta=1e-6, unit="id", hospitals=1, minimum_sites=3,
-        minimum_colluders=0, minimum_patients=0,
-        generators=("mixture",), strategies=("secure-sum",), evaluation=True,
-    )  # fmt: skip
+        name="north",
+        coordinator_key=coordinator.public_key().public_bytes_raw().hex(),
+        table="data.parquet",
+        lifetime_epsilon=9.0,
+        lifetime_delta=1e-6,
+        unit="id",
+        hospitals=1,
+        minimum_sites=3,
+        minimum_colluders=0,
+        minimum_patients=0,
+        generators=("mixture",),
+        strategies=("secure-sum",),
+        evaluation=True,
+    )
     ledger = Ledger.create(tmp_path / "ledger.db", "north", key)
     gate = Gate(policy=policy, ledger=ledger, key=key)
     question = Counts(columns=(0,), maps=(np.zeros(3, dtype=np.int32),), bins=(1,))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+
 from cohortium.common.errors import TableError
 
 Reader = Callable[[str], pd.DataFrame]

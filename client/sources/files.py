@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
+
 from cohortium.client.sources.base import register
 from cohortium.common.errors import TableError
 
@@ -82,14 +83,10 @@ def _header(location: str) -> tuple[list[str], str]:
             "TABLE-FILE", "not a text in UTF-8", where=(location,), hint="save the table as UTF-8"
         ) from None
     except (OSError, pa.ArrowException):
-        raise TableError(
-            "TABLE-FILE", "cannot be read", where=(location,), hint="is the file damaged?"
-        ) from None
+        raise TableError("TABLE-FILE", "cannot be read", where=(location,), hint="is the file damaged?") from None
     first = text.lstrip("\r\n").split("\n", 1)[0]
     if not first.strip():
-        raise TableError(
-            "TABLE-EMPTY", "the file is empty", where=(location,), hint="a table needs a header and rows"
-        )
+        raise TableError("TABLE-EMPTY", "the file is empty", where=(location,), hint="a table needs a header and rows")
     delimiter = max(_DELIMITERS, key=lambda mark: (first.count(mark), -_DELIMITERS.index(mark)))
     names = next(csv.reader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=delimiter))
     _check_header(location, names)
@@ -100,22 +97,16 @@ def _check_header(location: str, names: list[str]) -> None:
     seen: set[str] = set()
     for place, name in enumerate(names, start=1):
         if not name.strip():
-            raise TableError(
-                "TABLE-HEADER", f"column {place} has no name", where=(location,), hint="name every column"
-            )
+            raise TableError("TABLE-HEADER", f"column {place} has no name", where=(location,), hint="name every column")
         if name in seen:
-            raise TableError(
-                "TABLE-HEADER", f"two columns are called {name!r}", where=(location,), hint="rename one"
-            )
+            raise TableError("TABLE-HEADER", f"two columns are called {name!r}", where=(location,), hint="rename one")
         seen.add(name)
 
 
 def _csv_error(location: str, delimiter: str, names: list[str], reason: str) -> TableError:
     """Which row has the wrong number of cells. Arrow's own text is dropped: it quotes the row."""
     if "UTF8" in reason or "UTF-8" in reason:
-        return TableError(
-            "TABLE-FILE", "not a text in UTF-8", where=(location,), hint="save the table as UTF-8"
-        )
+        return TableError("TABLE-FILE", "not a text in UTF-8", where=(location,), hint="save the table as UTF-8")
     bad: list[tuple[int | None, int]] = []
 
     def note(row: Any) -> str:
@@ -126,9 +117,7 @@ def _csv_error(location: str, delimiter: str, names: list[str], reason: str) -> 
     with contextlib.suppress(pa.ArrowException):
         pa_csv.read_csv(location, pa_csv.ReadOptions(use_threads=False), parse_options=parse)
     if not bad:
-        return TableError(
-            "TABLE-FILE", "not a readable CSV file", where=(location,), hint="are quotes closed?"
-        )
+        return TableError("TABLE-FILE", "not a readable CSV file", where=(location,), hint="are quotes closed?")
     number, cells = bad[0]
     return TableError(
         "TABLE-CSV",

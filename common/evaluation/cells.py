@@ -141,9 +141,7 @@ def for_picture(column: Column, values: pd.Series[Any], *, bars: int = 14) -> Ce
     edges = np.unique(np.linspace(low, high, bars - 2))
     marks = [_mark(column, e, high - low) for e in edges]
     middle = [f"{a} to {b}" for a, b in pairwise(marks)]
-    return Cells(
-        column=column, edges=edges, labels=(f"below {marks[0]}", *middle, f"{marks[-1]} and above", "missing")
-    )
+    return Cells(column=column, edges=edges, labels=(f"below {marks[0]}", *middle, f"{marks[-1]} and above", "missing"))
 
 
 def _mark(column: Column, value: float, width: float) -> str:

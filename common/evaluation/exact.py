@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+
 from cohortium.common.evaluation import cells, fidelity, references, utility, verdict
 from cohortium.common.evaluation.base import Associations, ColumnScore, Figure, NamedFigure, Pair, Scores
 from cohortium.common.evaluation.fidelity import Coded, Ruler
@@ -255,9 +256,7 @@ def _column_score(world: _World, column: Column, tvd: Figure) -> ColumnScore:
         gap = fidelity.kolmogorov_smirnov(cells.numbers(column, real), cells.numbers(column, synthetic))
         how = "Kolmogorov–Smirnov distance of the values present."
         if gap is None:
-            ks = Figure.unknown(
-                "no value is present on one side", unit="share of rows", direction="lower", how=how
-            )
+            ks = Figure.unknown("no value is present on one side", unit="share of rows", direction="lower", how=how)
         else:
             ks = Figure(value=gap, unit="share of rows", direction="lower", how=how)
     return ColumnScore(
@@ -290,11 +289,7 @@ def _pairs(world: _World) -> tuple[dict[str, Figure], Associations | None]:
             "tvd2": Figure.unknown(nothing, unit="share of rows", direction="lower"),
             "association_gap": Figure.unknown(nothing, unit="Cramér's V", direction="lower"),
         }, None
-    share = (
-        f" over {len(pairs)} pairs drawn by seed"
-        if len(pairs) < len(columns) * (len(columns) - 1) // 2
-        else ""
-    )
+    share = f" over {len(pairs)} pairs drawn by seed" if len(pairs) < len(columns) * (len(columns) - 1) // 2 else ""
     fine = Ruler.make(columns, world.train, target=world.target, coarse=False)
     train, judge, synthetic = (fine.encode(t) for t in (world.train, world.judge, world.synthetic))
     mixed = _shuffled(train, seed=world.seed)
@@ -333,9 +328,7 @@ def _pair_scan(
         total = inside.sum(axis=0)
         real = total / max(judge.rows, 1)
         for o, other in enumerate(others):
-            made = np.bincount(other.codes[i] * sizes[j] + other.codes[j], minlength=size) / max(
-                other.rows, 1
-            )
+            made = np.bincount(other.codes[i] * sizes[j] + other.codes[j], minlength=size) / max(other.rows, 1)
             out[o, p] = fidelity.distance(real, made)
             if o == 0:
                 left = total - inside
@@ -386,9 +379,7 @@ def _association(
             break
     chosen = sorted(chosen[:MAP_COLUMNS])
     drawn = np.array([(a, b) for x, a in enumerate(chosen) for b in chosen[x + 1 :]])
-    matrices = [
-        _square(fidelity.associations(t, ruler.sizes, drawn), len(chosen)) for t in (judge, synthetic)
-    ]
+    matrices = [_square(fidelity.associations(t, ruler.sizes, drawn), len(chosen)) for t in (judge, synthetic)]
     worst = tuple(
         Pair(
             first=columns[pairs[p][0]].name,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
 from cohortium.common.errors import TableError
 from cohortium.common.evaluation import cells
 from cohortium.common.evaluation.cells import Cells
@@ -47,9 +48,7 @@ class Ruler:
     cells: tuple[Cells, ...]
 
     @classmethod
-    def make(
-        cls, columns: Sequence[Column], train: pd.DataFrame, *, target: str | None, coarse: bool
-    ) -> Ruler:
+    def make(cls, columns: Sequence[Column], train: pd.DataFrame, *, target: str | None, coarse: bool) -> Ruler:
         rule = cells.for_association if coarse else cells.for_scoring
         return cls(cells=tuple(rule(c, train[c.name], as_level=c.name == target) for c in columns))
 
@@ -100,9 +99,7 @@ def distance(first: np.ndarray, second: np.ndarray) -> float:
 
 def column_distances(first: Coded, second: Coded, sizes: Sequence[int]) -> np.ndarray:
     """Total variation distance of every column, float64 [columns]."""
-    return np.array(
-        [distance(shares(a, k), shares(b, k)) for a, b, k in zip(first.codes, second.codes, sizes)]
-    )
+    return np.array([distance(shares(a, k), shares(b, k)) for a, b, k in zip(first.codes, second.codes, sizes)])
 
 
 def kolmogorov_smirnov(first: np.ndarray, second: np.ndarray) -> float | None:
@@ -153,10 +150,7 @@ def cramers_v(counts: np.ndarray) -> float:
 def associations(table: Coded, sizes: Sequence[int], pairs: np.ndarray) -> np.ndarray:
     """Cramér's V of every pair, float64 [pairs]."""
     return np.array(
-        [
-            cramers_v(t.reshape(sizes[i], sizes[j]))
-            for t, (i, j) in zip(pair_tables(table, sizes, pairs), pairs)
-        ]
+        [cramers_v(t.reshape(sizes[i], sizes[j])) for t, (i, j) in zip(pair_tables(table, sizes, pairs), pairs)]
     )
 
 

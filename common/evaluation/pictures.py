@@ -22,9 +22,7 @@ STEPS = 12
 
 def clean(text: object) -> str:
     """Text fit for a page: control and direction-changing characters and lone surrogates become U+FFFD."""
-    return "".join(
-        "\ufffd" if unicodedata.category(ch) in ("Cc", "Cf", "Cs", "Co", "Cn") else ch for ch in str(text)
-    )
+    return "".join("\ufffd" if unicodedata.category(ch) in ("Cc", "Cf", "Cs", "Co", "Cn") else ch for ch in str(text))
 
 
 def escape(text: object) -> str:
@@ -35,9 +33,7 @@ def cut(text: object, room: float) -> str:
     """At most `room` character widths (wide ones count two), with an ellipsis where shortened; escaped."""
     plain, used, out = clean(text), 0.0, ""
     for ch in plain:
-        used += (
-            2 if unicodedata.east_asian_width(ch) in "WF" else 1.25 if ch.isupper() or ch in "mwMW@%" else 1
-        )
+        used += 2 if unicodedata.east_asian_width(ch) in "WF" else 1.25 if ch.isupper() or ch in "mwMW@%" else 1
         if used > room:
             return html.escape(out.rstrip() + "…", quote=True)
         out += ch
@@ -54,9 +50,7 @@ class Identifiers:
         return f"p{next(self._next)}"
 
 
-def frame(
-    ids: Identifiers, height: float, title: str, desc: str, body: Sequence[str], *, width: float = WIDTH
-) -> str:
+def frame(ids: Identifiers, height: float, title: str, desc: str, body: Sequence[str], *, width: float = WIDTH) -> str:
     """One accessible SVG around `body`."""
     name = ids()
     return (
@@ -269,9 +263,7 @@ def timeline(ids: Identifiers, sites: Sequence[str], rounds: Sequence[RoundRow])
         body.append(f'<text x="{left}" y="{_n(bottom + 13)}">round {rounds[0].round}</text>')
         if len(columns) > 10:
             end = left + len(columns) * width
-            body.append(
-                f'<text x="{_n(end)}" y="{_n(bottom + 13)}" text-anchor="end">round {rounds[-1].round}</text>'
-            )
+            body.append(f'<text x="{_n(end)}" y="{_n(bottom + 13)}" text-anchor="end">round {rounds[-1].round}</text>')
     dropped = sum(len(r.dropped) for r in rounds)
     each = f" Each mark stands for {group} rounds." if group > 1 else ""
     return frame(

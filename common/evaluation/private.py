@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from cohortium.common.evaluation.base import Figure, NamedFigure
 
 HALF_WIDTH_AT_MOST = 0.1

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import special
+
 from cohortium.common.evaluation import fidelity
 from cohortium.common.evaluation.fidelity import Coded
-from scipy import special
 
 GROUPS = 10
 

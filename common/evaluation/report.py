@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
+
 from cohortium.common.evaluation import pictures
 from cohortium.common.evaluation.base import ColumnScore, Figure, NamedFigure, ReportFacts, Scores
-from markupsafe import Markup
 
 COLUMNS_DRAWN = 24
 ROUNDS_LISTED = 200
@@ -87,9 +88,7 @@ def _pictures(facts: ReportFacts, scores: Scores | None) -> dict[str, Any]:
             ends = [v for r in scores.auc for v in (r.figure.value, r.figure.low) if v is not None]
             low = min(0.5, _axis(min(ends, default=0.5), 1.0, from_zero=False)[0])
             out["auc"] = Markup(
-                pictures.dot_plot(
-                    ids, scores.auc, title="Area under the ROC curve", low=low, high=1.0, line=0.5
-                )
+                pictures.dot_plot(ids, scores.auc, title="Area under the ROC curve", low=low, high=1.0, line=0.5)
             )
     out["private"] = []
     for direction, title in (
@@ -99,22 +98,15 @@ def _pictures(facts: ReportFacts, scores: Scores | None) -> dict[str, Any]:
     ):
         rows = [r for r in facts.private_scores if r.figure.direction == direction][:PRIVATE_DRAWN]
         known = [
-            v
-            for r in rows
-            for v in (r.figure.value, r.figure.low, r.figure.high, r.figure.reference)
-            if v is not None
+            v for r in rows for v in (r.figure.value, r.figure.low, r.figure.high, r.figure.reference) if v is not None
         ]
         if known:
             axis = _axis(min(known), max(known), from_zero=direction == "lower")
-            picture = pictures.dot_plot(
-                ids, rows, title=f"Private evaluation: {title}", low=axis[0], high=axis[1]
-            )
+            picture = pictures.dot_plot(ids, rows, title=f"Private evaluation: {title}", low=axis[0], high=axis[1])
             out["private"].append((title, Markup(picture)))
     if facts.plan:
         amounts = [f"ε {epsilon(r.epsilon_cumulated)}" for r in facts.plan]
-        out["budget"] = Markup(
-            pictures.burn_down(ids, facts.plan, total=facts.budget.epsilon_total, amounts=amounts)
-        )
+        out["budget"] = Markup(pictures.burn_down(ids, facts.plan, total=facts.budget.epsilon_total, amounts=amounts))
     if facts.rounds:
         out["rounds"] = Markup(pictures.timeline(ids, sites_of(facts), facts.rounds))
     return out

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from cohortium.common.evaluation import cells, references
-from cohortium.common.evaluation.base import Figure
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
+
+from cohortium.common.evaluation import cells, references
+from cohortium.common.evaluation.base import Figure
 
 if TYPE_CHECKING:
     from cohortium.common.schema import Column
@@ -101,13 +102,9 @@ def prediction(
     present = set(_labels(aim, fit_synthetic[target]))
     absent = [w for w in levels if w not in present]
     if len(present) < 2:
-        notes.append(
-            f"The synthetic rows hold fewer than two levels of {target}: no model can be trained on them."
-        )
+        notes.append(f"The synthetic rows hold fewer than two levels of {target}: no model can be trained on them.")
     elif absent:
-        notes.append(
-            f"The synthetic rows never hold {len(absent)} of the levels of {target}; these score 0.5."
-        )
+        notes.append(f"The synthetic rows never hold {len(absent)} of the levels of {target}; these score 0.5.")
     if test is None:
         by_real = _cross_fitted(design, judge, truth, patients, levels, seed)
     else:
@@ -129,8 +126,7 @@ def prediction(
         "floor": float(three[2][0]),
     }
     synthetic_figure, real_figure, shuffled_figure = (
-        _figure(draws, how=how, direction="higher", **extra)
-        for draws, extra in zip(three, (reference, {}, {}))
+        _figure(draws, how=how, direction="higher", **extra) for draws, extra in zip(three, (reference, {}, {}))
     )
     difference = _figure(
         three[0] - three[1],
@@ -186,9 +182,7 @@ class _Fitted:
     def scores(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Train on x, y and give every judged row a score per level, [levels, rows]; 0.5 where untrained."""
         if len(y) > TRAIN_ROWS_AT_MOST:
-            keep = np.random.default_rng([self.seed, 4]).choice(
-                len(y), size=TRAIN_ROWS_AT_MOST, replace=False
-            )
+            keep = np.random.default_rng([self.seed, 4]).choice(len(y), size=TRAIN_ROWS_AT_MOST, replace=False)
             x, y = x[keep], y[keep]
         out = np.full((len(self.levels), len(self.x)), 0.5)
         if len(set(y)) < 2:

@@ -24,8 +24,7 @@ MODELS = "Training a prediction model"
 def columns_tile(tvd1: Figure) -> Verdict:
     """How far the columns are from real ones, beyond what sampling alone gives."""
     thresholds = (
-        f"good: mean distance at most {COLUMN_GOOD} above that of real rows; "
-        f"with care: at most {COLUMN_CARE} above."
+        f"good: mean distance at most {COLUMN_GOOD} above that of real rows; with care: at most {COLUMN_CARE} above."
     )
     if tvd1.value is None or tvd1.reference is None:
         return _unknown(COLUMNS, tvd1, thresholds)
@@ -61,9 +60,7 @@ def _way_tile(use: str, figure: Figure, what: str, spread: float) -> Verdict:
             f"Real rows ({figure.reference:.3f}) and shuffled columns ({figure.floor:.3f}) score nearly "
             "the same here: there are too few rows, or hardly any relations, to tell."
         )
-        return Verdict(
-            use=use, word="cannot be assessed", sentence=reason, thresholds=thresholds, figure=figure
-        )
+        return Verdict(use=use, word="cannot be assessed", sentence=reason, thresholds=thresholds, figure=figure)
     way = (figure.floor - figure.value) / room
     word: Word = "good" if way >= PAIR_GOOD else "usable with care" if way >= PAIR_CARE else "not fit"
     if way <= 0:

@@ -154,6 +154,4 @@ class Autoregressive:
                 settings=settings,
                 progress=progress,
             )
-        return NadeModel(
-            bins=measured.bins, parameters=parameters, hidden=hidden, targets=cold_targets(measured)
-        )
+        return NadeModel(bins=measured.bins, parameters=parameters, hidden=hidden, targets=cold_targets(measured))

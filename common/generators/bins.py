@@ -58,9 +58,7 @@ def haar_denoise(noised: Floats, sigma: float, *, times: float, coarser_than: in
     while len(smooth) > 1:
         even, odd = smooth[0::2], smooth[1::2]
         detail = (even - odd) / math.sqrt(2)
-        keep = (
-            (np.abs(detail) >= times * sigma) if block > coarser_than else np.zeros(len(detail), dtype=bool)
-        )
+        keep = (np.abs(detail) >= times * sigma) if block > coarser_than else np.zeros(len(detail), dtype=bool)
         details.append(np.where(keep, detail, 0.0))
         smooth = (even + odd) / math.sqrt(2)
         block *= 2
@@ -77,9 +75,7 @@ def groups(cells: int) -> NDArray[np.int32]:
     return (np.arange(cells) // GROUP).astype(np.int32)
 
 
-def merge_scales(
-    fine: Floats, fine_sigma: float, coarse: Floats, coarse_sigma: float
-) -> tuple[Floats, Floats]:
+def merge_scales(fine: Floats, fine_sigma: float, coarse: Floats, coarse_sigma: float) -> tuple[Floats, Floats]:
     """Fine cells moved so that each group's sum is the best of both measures; and the sums' sigma, per cell.
 
     The sum of GROUP noised cells has √GROUP times the noise of a group counted at once.
@@ -105,9 +101,7 @@ def refine(noised: Floats, sigma: float, group_sigma: Floats, multiples: NDArray
     if len(noised) < 2 * GROUP:
         return haar_denoise(noised, sigma, times=STANDS_OUT)
     # Wavelets of whole groups see the groups' noise, spread over their cells.
-    smooth = haar_denoise(
-        noised, float(group_sigma.max()) / math.sqrt(GROUP), times=SHAPE, coarser_than=GROUP
-    )
+    smooth = haar_denoise(noised, float(group_sigma.max()) / math.sqrt(GROUP), times=SHAPE, coarser_than=GROUP)
     smooth = np.maximum(_box(smooth, GROUP + 1), 0.0)
     used = on_lattice(noised, sigma, multiples)
     kind = np.where(used, roundness(multiples), -1)

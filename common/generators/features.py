@@ -48,9 +48,7 @@ def column_features(p: Floats, *, ordered: bool, missing: int, recipe: Recipe, s
     return np.ascontiguousarray(table * scale) if table.shape[1] else np.zeros((bins, 1))
 
 
-def _rank_polynomials(
-    weight: Floats, present: NDArray[np.bool_], mass: float, recipe: Recipe
-) -> list[Floats]:
+def _rank_polynomials(weight: Floats, present: NDArray[np.bool_], mass: float, recipe: Recipe) -> list[Floats]:
     """Degree 1..d in the mid-rank, orthonormal under `weight`; 0 on the missing bin."""
     rank = np.cumsum(weight) - weight / 2
     basis = [np.ones(len(weight))]

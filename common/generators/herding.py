@@ -95,6 +95,4 @@ class Herder:
         self, phi: torch.Tensor, cells: torch.Tensor, enter: torch.Tensor, leave: torch.Tensor, rows: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         a, b = phi[enter], phi[leave]
-        return (a.T @ a - b.T @ b) / rows, (
-            self._histogram(cells[enter]) - self._histogram(cells[leave])
-        ) / rows
+        return (a.T @ a - b.T @ b) / rows, (self._histogram(cells[enter]) - self._histogram(cells[leave])) / rows

@@ -97,18 +97,14 @@ def rebinned(facts: Facts) -> tuple[int, ...]:
 def measuring_phases(facts: Facts, shares: Shares) -> tuple[Phase, ...]:
     """The phases. The share of a question that has nothing to ask goes to "ranges"."""
     grain, bins, pairs = grained(facts), rebinned(facts), len(facts.columns) > 1 and shares.pairs > 0
-    spare = (
-        (0.0 if grain else shares.grain) + (0.0 if bins else shares.bins) + (0.0 if pairs else shares.pairs)
-    )
+    spare = (0.0 if grain else shares.grain) + (0.0 if bins else shares.bins) + (0.0 if pairs else shares.pairs)
     out = [
         Phase(
             name="ranges",
             purpose="where values lie: coarse histograms on the dictionary's own grid",
             kind="counts",
             share=shares.ranges + spare,
-            max_dim=sum(
-                s if c not in grain else -(-(s - 1) // GROUP) + 1 for c, (_, s, _) in enumerate(facts.columns)
-            ),
+            max_dim=sum(s if c not in grain else -(-(s - 1) // GROUP) + 1 for c, (_, s, _) in enumerate(facts.columns)),
         )
     ]
     if grain:
@@ -159,9 +155,7 @@ def measure(ask: Ask, *, grids: tuple[Grid, ...], facts: Facts, phases: tuple[Ph
     numbers, levels = bins_per_column(facts)
     grain, again = grained(facts), rebinned(facts)
     everyone = tuple(range(len(grids)))
-    maps = tuple(
-        coarse_map(g) if c in grain else np.arange(g.size, dtype=np.int32) for c, g in enumerate(grids)
-    )
+    maps = tuple(coarse_map(g) if c in grain else np.arange(g.size, dtype=np.int32) for c, g in enumerate(grids))
     coarse = _counts(ask, "ranges", everyone, maps)
     fine = _counts(ask, "grain", grain, tuple(np.arange(grids[c].size, dtype=np.int32) for c in grain))
     rough = total_mass(coarse.totals())
@@ -189,9 +183,7 @@ def measure(ask: Ask, *, grids: tuple[Grid, ...], facts: Facts, phases: tuple[Ph
         best, sd = _both(first[c], first_sd[c], *counted.of(c, first[c], first_sd[c]))
         one_way.append(to_simplex(best, total) / total)
         one_way_sd.append(sd / total)
-    features, gram, gram_sd = _pairs(
-        ask if "pairs" in share else None, tuple(bins), tuple(one_way), facts, total
-    )
+    features, gram, gram_sd = _pairs(ask if "pairs" in share else None, tuple(bins), tuple(one_way), facts, total)
     return Measured(
         bins=tuple(bins),
         one_way=tuple(one_way),
@@ -226,9 +218,7 @@ def _counts(ask: Ask, phase: str, columns: tuple[int, ...], maps: tuple[NDArray[
         return _Counted(parts={}, sigma=0.0)
     bins = tuple(int(m.max()) + 1 for m in maps)
     answer = ask(phase, Counts(columns=columns, maps=maps, bins=bins))
-    return _Counted(
-        parts=dict(zip(columns, np.split(answer.values, np.cumsum(bins)[:-1]))), sigma=answer.sigma
-    )
+    return _Counted(parts=dict(zip(columns, np.split(answer.values, np.cumsum(bins)[:-1]))), sigma=answer.sigma)
 
 
 def coarse_map(grid: Grid) -> NDArray[np.int32]:

@@ -93,9 +93,7 @@ class Nade:
             parts.append((flat[e:v].view(-1, h), flat[v:o].view(h, size), flat[o:end]))
         return flat[:h], parts
 
-    def gradient_sum(
-        self, parameters: NDArray[np.float32], bins: Bins2, row_weight: Floats, clip: float
-    ) -> Floats:
+    def gradient_sum(self, parameters: NDArray[np.float32], bins: Bins2, row_weight: Floats, clip: float) -> Floats:
         """Σ_r w_r · min(1, C/‖g_r‖) · g_r, float64 [d]. A row whose norm is not finite adds nothing.
 
         Guarantees: a row's term is the same to the last bit wherever it stands, whoever stands beside it, and
@@ -179,9 +177,7 @@ class Nade:
                 _add_rows(out[e:v].view(-1, self.hidden), x[c], after[c + 1])
         return out, p
 
-    def _norm_sq(
-        self, hidden: torch.Tensor, after: torch.Tensor, deltas: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
+    def _norm_sq(self, hidden: torch.Tensor, after: torch.Tensor, deltas: Sequence[torch.Tensor]) -> torch.Tensor:
         """‖g‖² of each row, from the numbers that its gradient is made of: [rows]."""
         columns, rows, units = hidden.shape
         outer = _squares(hidden.view(-1, units), 1).view(columns, rows).add_(1.0)

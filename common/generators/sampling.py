@@ -58,13 +58,9 @@ def to_fine(bins: Bins, chosen: NDArray[np.int64], u: Floats, allowed: NDArray[n
 
 def bin_share(bins: Bins, allowed: NDArray[np.bool_]) -> Floats:
     """Which part of each bin a condition allows; a bin without noised mass on it counts its codes."""
-    share: Floats = np.bincount(bins.map, weights=bins.within * allowed, minlength=bins.size).astype(
-        np.float64
-    )
+    share: Floats = np.bincount(bins.map, weights=bins.within * allowed, minlength=bins.size).astype(np.float64)
     if not share.sum() > 0:
-        share = np.bincount(bins.map, weights=allowed, minlength=bins.size) / np.bincount(
-            bins.map, minlength=bins.size
-        )
+        share = np.bincount(bins.map, weights=allowed, minlength=bins.size) / np.bincount(bins.map, minlength=bins.size)
     return np.clip(share, 0.0, 1.0)
 
 
@@ -76,9 +72,7 @@ def conditions(
     out = {}
     for name, wanted in (where or {}).items():
         if name not in names:
-            raise UsageError(
-                "WHERE-COLUMN", f"the model has no column {name!r}", hint="columns: " + ", ".join(names)
-            )
+            raise UsageError("WHERE-COLUMN", f"the model has no column {name!r}", hint="columns: " + ", ".join(names))
         grid = grids[names.index(name)]
         allowed = grid.allowed(wanted)
         if grid.required:
@@ -90,9 +84,12 @@ def conditions(
 
 
 def decode(
-    schema: Schema, grids: tuple[Grid, ...], codes: Codes, rng: np.random.Generator,
+    schema: Schema,
+    grids: tuple[Grid, ...],
+    codes: Codes,
+    rng: np.random.Generator,
     where: Mapping[str, object] | None = None,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """A table with the dictionary's modelled columns, in its order and types. where: bounds that values keep."""
     out = {}
     for i, (c, g) in enumerate(zip(schema.modelled, grids)):
@@ -133,9 +130,7 @@ def _balanced(
 ) -> list[tuple[int, Allowed]]:
     names = [c.name for c in schema.modelled]
     if name not in names:
-        raise UsageError(
-            "BALANCE-COLUMN", f"the model has no column {name!r}", hint="columns: " + ", ".join(names)
-        )
+        raise UsageError("BALANCE-COLUMN", f"the model has no column {name!r}", hint="columns: " + ", ".join(names))
     index = names.index(name)
     grid = grids[index]
     codes = np.arange(grid.size - 1)

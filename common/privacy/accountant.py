@@ -45,9 +45,7 @@ def epsilon(events: Charges, *, delta: float, relation: Relation = "add-remove",
     return math.inf if summary is None else _epsilon(*summary, hospitals, relation, delta)
 
 
-def delta_for(
-    events: Charges, *, epsilon: float, relation: Relation = "add-remove", hospitals: int = 1
-) -> float:
+def delta_for(events: Charges, *, epsilon: float, relation: Relation = "add-remove", hospitals: int = 1) -> float:
     """Smallest delta (never too low) for which all events together are (epsilon, delta)-DP."""
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise UsageError("ACCOUNT-EPSILON", "an epsilon is finite and 0 or more")
@@ -63,9 +61,7 @@ def delta_for(
     return min(1.0, float(distribution.get_delta_for_epsilon(epsilon)))
 
 
-def _summary(
-    events: Charges, relation: Relation, hospitals: int
-) -> tuple[float, tuple[pld.Group, ...]] | None:
+def _summary(events: Charges, relation: Relation, hospitals: int) -> tuple[float, tuple[pld.Group, ...]] | None:
     """Total mu of the Gaussian events (they compose exactly) and the sampled groups; None: no privacy."""
     if relation not in RELATIONS:
         raise UsageError("ACCOUNT-RELATION", f"unknown relation {relation!r}; one of {', '.join(RELATIONS)}")
@@ -94,9 +90,7 @@ def _summary(
 
 
 @lru_cache(maxsize=4096)
-def _epsilon(
-    mu: float, groups: tuple[pld.Group, ...], hospitals: int, relation: Relation, delta: float
-) -> float:
+def _epsilon(mu: float, groups: tuple[pld.Group, ...], hospitals: int, relation: Relation, delta: float) -> float:
     if mu == 0.0 and not groups:
         return 0.0
     distribution = pld.composed(mu, groups, hospitals, relation)
@@ -187,9 +181,7 @@ def _calibrate(
     noises = [_alone(part, mu * math.sqrt(part.share / total), delta, hospitals, relation) for part in parts]
 
     def cost(factor: float) -> float:
-        events = [
-            (part.event(noise * factor), part.repeats) for part, noise in zip(parts, noises, strict=True)
-        ]
+        events = [(part.event(noise * factor), part.repeats) for part, noise in zip(parts, noises, strict=True)]
         return epsilon(events, delta=delta, hospitals=hospitals, relation=relation)
 
     factor = _meet(cost, target, low=0.9985)
@@ -263,9 +255,7 @@ class RdpFilter:
 
     def __init__(self, *, epsilon: float, delta: float, hospitals: int = 1) -> None:
         if not (math.isfinite(epsilon) and epsilon > 0 and 0 < delta < 1 and hospitals >= 1):
-            raise UsageError(
-                "CAP-VALUE", "a cap needs epsilon above 0, delta between 0 and 1, hospitals from 1"
-            )
+            raise UsageError("CAP-VALUE", "a cap needs epsilon above 0, delta between 0 and 1, hospitals from 1")
         self.epsilon, self.delta, self.hospitals = epsilon, delta, hospitals
         # Most room for a Gaussian, whose divergence is order * mu^2 / 2.
         self.order = _best_order(epsilon, delta)

@@ -160,8 +160,8 @@ class Statement:
         where = "one hospital" if self.hospitals == 1 else f"up to {self.hospitals} hospitals"
         side = {0: "none of them sides", 1: "at most 1 of them sides"}
         who = {
-            "secure-sum": f"as long as at least {self.survivors} of {self.sites} sites stay to the end of each round and "
-            f"{side.get(self.colluders or 0, f'at most {self.colluders} of them side')} with the coordinator",
+            "secure-sum": f"as long as at least {self.survivors} of {self.sites} sites stay to the end of each round "
+            f"and {side.get(self.colluders or 0, f'at most {self.colluders} of them side')} with the coordinator",
             "local": "even if every other hospital and the coordinator are dishonest",
         }[self.mode]
         if math.isinf(self.epsilon):

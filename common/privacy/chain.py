@@ -77,9 +77,7 @@ class Line:
         if not (isinstance(body, dict) and type(body.get("n")) is int):
             raise CheckFailed("LEDGER-FORM", "a ledger line without a numbered body")
         if not (is_hex(line_hash, 32) and is_hex(signature, 64)):
-            raise CheckFailed(
-                "LEDGER-FORM", "a ledger line's hash or signature is not hex of the right length"
-            )
+            raise CheckFailed("LEDGER-FORM", "a ledger line's hash or signature is not hex of the right length")
         return cls(body=body, hash=line_hash, signature=signature)
 
 
@@ -132,9 +130,7 @@ class Book:
     def apply(self, body: dict[str, Any]) -> None:
         kind = body.get("kind")
         if kind not in _FIELDS or set(body) != _FIELDS[kind] | {"n", "owner", "kind", "at"}:
-            raise CheckFailed(
-                "LEDGER-FORM", "a ledger line of an unknown kind or with other fields than its kind's"
-            )
+            raise CheckFailed("LEDGER-FORM", "a ledger line of an unknown kind or with other fields than its kind's")
         if body["n"] != self.size or type(body["n"]) is not int or type(body["at"]) is not int:
             raise CheckFailed("LEDGER-NUMBER", f"line {self.size} is missing or out of place")
         if (kind == "open") != (self.size == 0):
@@ -166,9 +162,14 @@ class Book:
             )
         event = Event.from_json(body["event"])
         self.entries[run, release] = Entry(
-            run=run, release=release, attempt=attempt, event=event, count=count, plan=body["plan"],
+            run=run,
+            release=release,
+            attempt=attempt,
+            event=event,
+            count=count,
+            plan=body["plan"],
             purpose=body["purpose"],
-        )  # fmt: skip
+        )
 
     def _advance(self, body: dict[str, Any]) -> None:
         entry = self.entries.get((body["run"], body["release"]))

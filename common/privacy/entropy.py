@@ -114,6 +114,6 @@ def patient_uniforms(key: bytes, identity: np.ndarray) -> np.ndarray:
     if identity.ndim != 2 or identity.shape[1] != 16 or identity.dtype != np.uint8:
         raise ValueError("identity is uint8 [patients, 16]")
     # ECB on purpose: each block is one patient's 128-bit identity and is used as a function, not as a cipher.
-    encryptor = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305
+    encryptor = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
     blocks = encryptor.update(np.ascontiguousarray(identity).tobytes())
     return np.frombuffer(blocks, dtype="<u8")[::2].copy()

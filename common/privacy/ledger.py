@@ -48,16 +48,12 @@ def _seconds() -> int:
 class Ledger:
     """An open ledger. Use it from one thread at a time; close it, or use `with`, for the next writer."""
 
-    def __init__(
-        self, path: Path, key: Ed25519PrivateKey | None, lock: int | None, clock: Callable[[], int]
-    ) -> None:
+    def __init__(self, path: Path, key: Ed25519PrivateKey | None, lock: int | None, clock: Callable[[], int]) -> None:
         self.path, self._key, self._lock, self._clock = path, key, lock, clock
         self._book, self._head = Book(), ""
         self._later: list[dict[str, Any]] = []
         if key is None:
-            self._db = sqlite3.connect(
-                f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
-            )
+            self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
         else:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -65,9 +61,7 @@ class Ledger:
         self._db.execute("PRAGMA busy_timeout=60000")
 
     @classmethod
-    def create(
-        cls, path: Path, owner: str, key: Ed25519PrivateKey, *, clock: Callable[[], int] = _seconds
-    ) -> Self:
+    def create(cls, path: Path, owner: str, key: Ed25519PrivateKey, *, clock: Callable[[], int] = _seconds) -> Self:
         """A new ledger with its first line. Refused LEDGER-EXISTS when the file is already there."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,9 +85,7 @@ class Ledger:
         return ledger
 
     @classmethod
-    def open(
-        cls, path: Path, key: Ed25519PrivateKey | None = None, *, clock: Callable[[], int] = _seconds
-    ) -> Self:
+    def open(cls, path: Path, key: Ed25519PrivateKey | None = None, *, clock: Callable[[], int] = _seconds) -> Self:
         """An existing ledger, verified: to write with its owner's key, to read without.
 
         Opening to write burns what a crash left unfinished. Raises CheckFailed LEDGER-... on any defect and
@@ -122,9 +114,7 @@ class Ledger:
             raise CheckFailed("LEDGER-EMPTY", "the ledger holds no line", where=(str(self.path),))
         public = _public(lines[0])
         if self._key is not None and self._key.public_key() != public:
-            raise CheckFailed(
-                "LEDGER-KEY", "this key does not belong to this ledger", where=(str(self.path),)
-            )
+            raise CheckFailed("LEDGER-KEY", "this key does not belong to this ledger", where=(str(self.path),))
         self._book, self._head = chain.replay(lines, public=public, signatures=False)
 
     def reserve(
@@ -288,9 +278,7 @@ class Ledger:
                     raise ValueError
                 out.append(Line.from_json({"body": body, "hash": line_hash, "signature": signature}))
             except (ValueError, TypeError, KeyError):
-                raise CheckFailed(
-                    "LEDGER-FORM", f"line {n} cannot be read", where=(str(self.path),)
-                ) from None
+                raise CheckFailed("LEDGER-FORM", f"line {n} cannot be read", where=(str(self.path),)) from None
         return out
 
     def export(self, path: Path) -> None:

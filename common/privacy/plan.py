@@ -88,10 +88,17 @@ class Stage:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "name": self.name, "purpose": self.purpose, "kind": self.kind, "part": self.part, "first": self.first,
-            "repeats": self.repeats, "rate": str(self.rate), "noise_multiplier": self.noise_multiplier.hex(),
-            "max_dim": self.max_dim, "steps": self.steps,
-        }  # fmt: skip
+            "name": self.name,
+            "purpose": self.purpose,
+            "kind": self.kind,
+            "part": self.part,
+            "first": self.first,
+            "repeats": self.repeats,
+            "rate": str(self.rate),
+            "noise_multiplier": self.noise_multiplier.hex(),
+            "max_dim": self.max_dim,
+            "steps": self.steps,
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
@@ -124,9 +131,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         _check_types(
-            self, text=("study", "study_digest", "dictionary_digest", "generator", "unit"),
+            self,
+            text=("study", "study_digest", "dictionary_digest", "generator", "unit"),
             whole=("survivors", "colluders", "hospitals", "rows"),
-        )  # fmt: skip
+        )
         if not (0 < self.epsilon < math.inf and 0 < self.delta < 1 and 0 <= self.holdout < 1):
             raise ProtocolError("PLAN-VALUE", "a plan's epsilon, delta or holdout is out of range")
         if self.hospitals < 1 or self.rows < 1:
@@ -200,11 +208,16 @@ class Plan:
         """The guarantee under this plan. epsilon: what was charged, from the ledgers; None: the whole plan's price."""
         secure = self.mode == "secure-sum"
         return Statement(
-            epsilon=self.price() if epsilon is None else epsilon, delta=self.delta, unit=self.unit,
-            adjacency="add-remove", mode=self.mode, hospitals=self.hospitals,
-            survivors=self.survivors if secure else None, colluders=self.colluders if secure else None,
+            epsilon=self.price() if epsilon is None else epsilon,
+            delta=self.delta,
+            unit=self.unit,
+            adjacency="add-remove",
+            mode=self.mode,
+            hospitals=self.hospitals,
+            survivors=self.survivors if secure else None,
+            colluders=self.colluders if secure else None,
             sites=len(self.sites) if secure else None,
-        )  # fmt: skip
+        )
 
     def bytes_per_site(self) -> int:
         """Upper bound on what one site sends: eight bytes a number, and about 4 kB of keys, shares and signatures."""
@@ -223,13 +236,23 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "format": FORMAT, "study": self.study, "study_digest": self.study_digest,
-            "dictionary_digest": self.dictionary_digest, "generator": self.generator, "mode": self.mode,
-            "sites": list(self.sites), "survivors": self.survivors, "colluders": self.colluders,
-            "epsilon": self.epsilon.hex(), "delta": self.delta.hex(), "unit": self.unit,
-            "hospitals": self.hospitals, "holdout": self.holdout.hex(), "rows": self.rows,
+            "format": FORMAT,
+            "study": self.study,
+            "study_digest": self.study_digest,
+            "dictionary_digest": self.dictionary_digest,
+            "generator": self.generator,
+            "mode": self.mode,
+            "sites": list(self.sites),
+            "survivors": self.survivors,
+            "colluders": self.colluders,
+            "epsilon": self.epsilon.hex(),
+            "delta": self.delta.hex(),
+            "unit": self.unit,
+            "hospitals": self.hospitals,
+            "holdout": self.holdout.hex(),
+            "rows": self.rows,
             "stages": [stage.to_json() for stage in self.stages],
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Plan:
@@ -286,37 +309,55 @@ def compile_plan(
         if noise:
             wanted = [
                 accountant.Part(
-                    rate=rate_of(p.sampling_rate), share=p.share,
+                    rate=rate_of(p.sampling_rate),
+                    share=p.share,
                     repeats=p.repeats * (local_steps if p.kind == "gradient" else 1),
                 )
                 for p in some
-            ]  # fmt: skip
+            ]
             multipliers = accountant.calibrate(
                 wanted, epsilon=epsilon, delta=privacy.delta, hospitals=privacy.hospitals_per_patient
             )
             if max(multipliers) > MAX_NOISE_MULTIPLIER:
                 raise Refused(
-                    "PLAN-EPSILON", f"ε = {epsilon:g} is too small for this plan: its noise would drown every answer",
-                    hint="raise [privacy] epsilon, or choose [generator] name = \"mixture\" (two rounds)",
-                )  # fmt: skip
+                    "PLAN-EPSILON",
+                    f"ε = {epsilon:g} is too small for this plan: its noise would drown every answer",
+                    hint='raise [privacy] epsilon, or choose [generator] name = "mixture" (two rounds)',
+                )
         for phase, multiplier in zip(some, multipliers, strict=True):
             stages.append(
                 Stage(
-                    name=phase.name, purpose=phase.purpose, kind=phase.kind, part=part,
-                    first=sum(s.repeats for s in stages), repeats=phase.repeats, rate=rate_of(phase.sampling_rate),
-                    noise_multiplier=multiplier, max_dim=phase.max_dim,
+                    name=phase.name,
+                    purpose=phase.purpose,
+                    kind=phase.kind,
+                    part=part,
+                    first=sum(s.repeats for s in stages),
+                    repeats=phase.repeats,
+                    rate=rate_of(phase.sampling_rate),
+                    noise_multiplier=multiplier,
+                    max_dim=phase.max_dim,
                     steps=local_steps if phase.kind == "gradient" else 1,
                 )
-            )  # fmt: skip
+            )
     if study.release.rows < 1:
         raise StudyError("STUDY-ROWS", "[release] rows is at least 1")
     return Plan(
-        study=study.id, study_digest=study.digest(), dictionary_digest=study.schema.digest(), generator=generator,
-        mode=strategy.name, sites=tuple(sorted(sites)), survivors=strategy.survivors or 0,
-        colluders=strategy.colluders or 0, epsilon=privacy.epsilon, delta=privacy.delta, unit=privacy.unit,
-        hospitals=privacy.hospitals_per_patient, rows=study.release.rows,
-        holdout=study.evaluation.holdout if study.evaluation else 0.0, stages=tuple(stages),
-    )  # fmt: skip
+        study=study.id,
+        study_digest=study.digest(),
+        dictionary_digest=study.schema.digest(),
+        generator=generator,
+        mode=strategy.name,
+        sites=tuple(sorted(sites)),
+        survivors=strategy.survivors or 0,
+        colluders=strategy.colluders or 0,
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        unit=privacy.unit,
+        hospitals=privacy.hospitals_per_patient,
+        rows=study.release.rows,
+        holdout=study.evaluation.holdout if study.evaluation else 0.0,
+        stages=tuple(stages),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

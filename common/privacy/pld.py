@@ -161,9 +161,7 @@ class _Pair:
     def log_lower(self, x: Floats) -> Floats:
         """log Q of everything up to x."""
         weights = self.log_weights if len(self.right) > 1 else np.zeros(1)
-        return np.asarray(
-            logsumexp(weights[:, None] + log_ndtr((x - self.right[:, None]) / self.noise), axis=0)
-        )
+        return np.asarray(logsumexp(weights[:, None] + log_ndtr((x - self.right[:, None]) / self.noise), axis=0))
 
     def moments(self) -> tuple[float, float]:
         """Mean and variance of the loss under P, by the trapezoid rule."""

@@ -116,9 +116,13 @@ def _local_steps(
     theta = start.copy()
     for step in range(local.steps):
         at = Gradient(
-            network=query.network, maps=query.maps, parameters=theta.astype(np.float32),
-            clip_norm_l2=query.clip_norm_l2, path=query.path, part=query.part,
-        )  # fmt: skip
+            network=query.network,
+            maps=query.maps,
+            parameters=theta.astype(np.float32),
+            clip_norm_l2=query.clip_norm_l2,
+            path=query.path,
+            part=query.part,
+        )
         noised = _noised_sum(at, records, how, entropy, run, index, step, head) * query.lattice
         gradient = noised / local.denominator + local.fedprox_mu * (theta - start)
         theta = theta - local.learning_rate * gradient

@@ -87,12 +87,8 @@ def open_channel(
     *, run_id: str, site: str, identity: Ed25519PrivateKey, entropy: LabelledBytes
 ) -> tuple[X25519PrivateKey, ChannelKey]:
     """A fresh channel key for a run, and its signed public part to publish."""
-    private = X25519PrivateKey.from_private_bytes(
-        entropy.bytes_for(f"secure-sum/{run_id}/{site}/channel", 32)
-    )
-    unsigned = ChannelKey(
-        run_id=run_id, site=site, public=private.public_key().public_bytes_raw(), signature=bytes(64)
-    )
+    private = X25519PrivateKey.from_private_bytes(entropy.bytes_for(f"secure-sum/{run_id}/{site}/channel", 32))
+    unsigned = ChannelKey(run_id=run_id, site=site, public=private.public_key().public_bytes_raw(), signature=bytes(64))
     signature = sign_statement(identity, _PURPOSE, unsigned.statement())
     return private, ChannelKey(run_id=run_id, site=site, public=unsigned.public, signature=signature)
 
@@ -119,9 +115,7 @@ class Directory:
                 raise ProtocolError("SUM-CONTEXT", "a channel key belongs to another run")
             if key.site not in identities or key.site in channels:
                 raise ProtocolError("SUM-SENDER", "a channel key of an unknown site, or a site's second one")
-            verify_statement(
-                identities[key.site], _PURPOSE, key.statement(), key.signature, code="SUM-SIGNATURE"
-            )
+            verify_statement(identities[key.site], _PURPOSE, key.statement(), key.signature, code="SUM-SIGNATURE")
             channels[key.site] = key.public
         return cls(run_id=run_id, identities=dict(identities), channels=channels)
 

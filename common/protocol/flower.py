@@ -68,9 +68,7 @@ class Parcel:
 def pack(parcel: Parcel) -> RecordDict:
     """The parcel as Flower's content: one ConfigRecord with three fixed keys."""
     refusal = "" if parcel.refusal is None else parcel.refusal.value
-    return RecordDict(
-        {RECORD: ConfigRecord({"envelope": parcel.envelope, "site": parcel.site, "refusal": refusal})}
-    )
+    return RecordDict({RECORD: ConfigRecord({"envelope": parcel.envelope, "site": parcel.site, "refusal": refusal})})
 
 
 def unpack(records: RecordDict) -> Parcel:

@@ -161,9 +161,7 @@ class Prepared:
     def to_message(self) -> Message:
         _, *announced = self.announced.to_row()
         fields = {"context": self.context, "announced": announced}
-        return Message(
-            kind="sum.prepared", sender=self.announced.site, fields=fields, blobs=dict(self.sealed)
-        )
+        return Message(kind="sum.prepared", sender=self.announced.site, fields=fields, blobs=dict(self.sealed))
 
     @classmethod
     def from_message(cls, message: Message) -> Prepared:
@@ -211,9 +209,11 @@ class Roster:
         announced = tuple(Announced.from_row(row) for row in rows(fields["announced"], 4))
         names([a.site for a in announced])
         return cls(
-            context=sha(fields["context"]), announced=announced, sealed=_sealed(message.blobs),
+            context=sha(fields["context"]),
+            announced=announced,
+            sealed=_sealed(message.blobs),
             question=sha(fields["question"]),
-        )  # fmt: skip
+        )
 
 
 def roster_digest(context: str, announced: tuple[Announced, ...], question: str = NO_QUESTION) -> str:

@@ -292,9 +292,7 @@ class SiteRound:
                 int.from_bytes(secret, "big"),
                 threshold=params.survivors,
                 parties=list(parties.values()),
-                randomness=entropy.bytes_for(
-                    f"{label}/{name}/shares", shamir.DRAW_BYTES * (params.survivors - 1)
-                ),
+                randomness=entropy.bytes_for(f"{label}/{name}/shares", shamir.DRAW_BYTES * (params.survivors - 1)),
             )
             shares.append({p: dealt[i].to_bytes(shamir.SHARE_BYTES, "big") for p, i in parties.items()})
         seed_shares, key_shares = shares
@@ -333,9 +331,7 @@ class SiteRound:
     def _check_roster(self, roster: Roster) -> None:
         present = roster.sites
         if any(a >= b for a, b in pairwise(present)) or not set(present) <= set(self.params.sites):
-            raise ProtocolError(
-                "SUM-ROSTER", "the roster names an unknown site, or one twice, or out of order"
-            )
+            raise ProtocolError("SUM-ROSTER", "the roster names an unknown site, or one twice, or out of order")
         if len(present) < self.params.survivors:
             raise _too_few("sites in the roster", len(present), self.params.survivors)
         mine = self._memory.announced
@@ -413,9 +409,20 @@ class ServerRound:
     """
 
     __slots__ = (
-        "_announced", "_chosen", "_context", "_directory", "_masked", "_phase", "_prepared", "_result",
-        "_revealed", "_roster", "_total", "_votes", "params",
-    )  # fmt: skip
+        "_announced",
+        "_chosen",
+        "_context",
+        "_directory",
+        "_masked",
+        "_phase",
+        "_prepared",
+        "_result",
+        "_revealed",
+        "_roster",
+        "_total",
+        "_votes",
+        "params",
+    )
 
     def __init__(self, *, params: RoundParams, directory: Directory) -> None:
         if directory.run_id != params.run_id:
@@ -501,9 +508,7 @@ class ServerRound:
     def survivors(self) -> SurvivorSet:
         """Close the masked vectors: the set to be signed by each of its sites."""
         self._advance("mask", "vote", len(self._masked), "masked vectors")
-        self._chosen = SurvivorSet(
-            context=self._context, roster=self._roster, survivors=tuple(sorted(self._masked))
-        )
+        self._chosen = SurvivorSet(context=self._context, roster=self._roster, survivors=tuple(sorted(self._masked)))
         return self._chosen
 
     def add_vote(self, vote: SurvivorVote) -> None:
@@ -557,9 +562,7 @@ class ServerRound:
         for site, announced in self._announced.items():
             table = {
                 numbers[h]: (
-                    self._revealed[h].seed_shares[site]
-                    if site in stayed
-                    else self._revealed[h].key_shares[site]
+                    self._revealed[h].seed_shares[site] if site in stayed else self._revealed[h].key_shares[site]
                 )
                 for h in helpers
             }
@@ -579,9 +582,7 @@ class ServerRound:
             add_keystream(self._total, self_key(seed, site=site, **bound), subtract=True)
         for gone, private in keys.items():
             for site in stayed:
-                add_pair_mask(
-                    self._total, private, self._announced[site].round_key, site=gone, peer=site, **bound
-                )
+                add_pair_mask(self._total, private, self._announced[site].round_key, site=gone, peer=site, **bound)
         self._result = self._total
         self._result.flags.writeable = False
         return self._result

@@ -51,9 +51,7 @@ def fingerprint(public: Ed25519PublicKey) -> str:
 
 def save_private(key: Ed25519PrivateKey, path: Path) -> None:
     """Write a new PEM file (PKCS #8) with mode 0600, flushed to disk; never overwrites (KEY-EXISTS)."""
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     _write_new(path, pem, 0o600)
 
 
@@ -147,6 +145,4 @@ def _read(path: Path, *, private: bool) -> bytes:
 
 
 def _unreadable(path: Path) -> UsageError:
-    return UsageError(
-        "KEY-FORMAT", "not an Ed25519 key in PEM (unencrypted) or 32 raw bytes", where=(str(path),)
-    )
+    return UsageError("KEY-FORMAT", "not an Ed25519 key in PEM (unencrypted) or 32 raw bytes", where=(str(path),))

@@ -3,7 +3,8 @@
 Ours: per-row clipped gradients in closed form, summed in float64; lattice noise from the cipher; an Adam step.
 Plain: what anybody would write in PyTorch, autograd and Adam, in float32 and float64, with one small matrix a column
 or all columns padded into one product; the fastest of them is the reference. Our own closed form with the clipping,
-the noise and the exact order of sums taken out is shown beside: no library has it. Opacus clips per-row gradients of the same module, materialised or by ghost norms.
+the noise and the exact order of sums taken out is shown beside: no library has it. Opacus clips per-row gradients of
+the same module, materialised or by ghost norms.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ LIMIT = 1.6
 class PerColumn(nn.Module):
     """The network with one linear head a column."""
 
+    starts: torch.Tensor
+
     def __init__(self, bins: tuple[int, ...], hidden: int) -> None:
         super().__init__()
         self.register_buffer("starts", torch.tensor([sum(bins[:c]) for c in range(len(bins))]))
@@ -47,14 +50,16 @@ class PerColumn(nn.Module):
         e = self.embed(x + self.starts)
         h = torch.relu(self.bias + torch.cumsum(e, 1) - e)
         losses = [
-            functional.cross_entropy(head(h[:, c]), x[:, c], reduction="none")
-            for c, head in enumerate(self.heads)
+            functional.cross_entropy(head(h[:, c]), x[:, c], reduction="none") for c, head in enumerate(self.heads)
         ]
         return torch.stack(losses).sum(0)
 
 
 class Padded(nn.Module):
     """The same with all heads in one batched product, small columns padded to the largest."""
+
+    starts: torch.Tensor
+    closed: torch.Tensor
 
     def __init__(self, bins: tuple[int, ...], hidden: int) -> None:
         super().__init__()
@@ -72,14 +77,14 @@ class Padded(nn.Module):
         e = self.embed(x + self.starts)
         h = torch.relu(self.bias + torch.cumsum(e, 1) - e).transpose(0, 1)
         logits = torch.baddbmm(self.o + self.closed, h, self.v)
-        flat = functional.cross_entropy(
-            logits.reshape(-1, logits.shape[2]), x.T.reshape(-1), reduction="none"
-        )
+        flat = functional.cross_entropy(logits.reshape(-1, logits.shape[2]), x.T.reshape(-1), reduction="none")
         return flat.view(x.shape[1], -1).sum(0)
 
 
 class ForOpacus(nn.Module):
     """`PerColumn` in layers whose per-row gradients Opacus knows: the bias is a linear layer on a constant."""
+
+    starts: torch.Tensor
 
     def __init__(self, bins: tuple[int, ...], hidden: int) -> None:
         super().__init__()
@@ -104,7 +109,7 @@ class RowLoss(nn.Module):
         self.bins, self.reduction = bins, reduction
 
     def forward(self, logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        parts = logits.split(self.bins, 1)
+        parts = torch.split_with_sizes(logits, list(self.bins), 1)
         rows = torch.stack(
             [functional.cross_entropy(part, x[:, c], reduction="none") for c, part in enumerate(parts)]
         ).sum(0)
@@ -133,14 +138,17 @@ def measure(rows: int, hidden: int, *, repeats: int, opacus: bool = True) -> Fig
         seconds = interleaved(runs, repeats=repeats)
     best = min((name for name in seconds if name.startswith("plain")), key=lambda name: seconds[name])
     return Figure(
-        name=f"dp-step-{rows}x{hidden}", unit="×", value=seconds["ours"] / seconds[best], limit=LIMIT,
+        name=f"dp-step-{rows}x{hidden}",
+        unit="×",
+        value=seconds["ours"] / seconds[best],
+        limit=LIMIT,
         what=f"DP-SGD step over the fastest plain step ({best}); {rows} rows, {len(BINS)} columns, {hidden} hidden",
         details={
             **{f"{name} ms": 1e3 * s for name, s in seconds.items()},
             **{f"{name} / plain": s / seconds[best] for name, s in seconds.items() if name.startswith("opacus")},
             "ours / ours, not private": seconds["ours"] / seconds["ours, not private"],
         },
-    )  # fmt: skip
+    )
 
 
 def _start(hidden: int) -> tuple[Nade, np.ndarray]:

@@ -26,9 +26,13 @@ def measure(*, rows: int = ROWS, sites: int = SITES, limit_gb: float = LIMIT_GB)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     stages = json.loads(done.stdout.splitlines()[-1])
     return Figure(
-        name=f"memory-{rows}", unit="GB", value=stages["finish"]["peak_gb"], limit=limit_gb,
-        what=f"peak memory of a simulation of {rows:,} rows over {sites} sites", details=stages,
-    )  # fmt: skip
+        name=f"memory-{rows}",
+        unit="GB",
+        value=stages["finish"]["peak_gb"],
+        limit=limit_gb,
+        what=f"peak memory of a simulation of {rows:,} rows over {sites} sites",
+        details=stages,
+    )
 
 
 def simulate(rows: int, sites: int) -> dict[str, dict[str, float]]:
@@ -53,9 +57,7 @@ def simulate(rows: int, sites: int) -> dict[str, dict[str, float]]:
         made_up(rows).to_parquet(folder / "table.parquet")
         study = write_study(folder, rows=rows, sites=sites)
         reached("table")
-        prepare(
-            Request(study=study, table=folder / "table.parquet", split=f"iid:{sites}", out=folder / "out")
-        )
+        prepare(Request(study=study, table=folder / "table.parquet", split=f"iid:{sites}", out=folder / "out"))
         reached("prepare")
         run(folder / "out")
         reached("run")

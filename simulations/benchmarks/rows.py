@@ -28,14 +28,16 @@ def sampling(*, generator: str = "mixture", rows: int = SAMPLED, repeats: int = 
     """Rows drawn in excess, herded, decoded and written; the model is fitted to 20,000 made-up patients first."""
     with tempfile.TemporaryDirectory() as name:
         folder = fitted(Path(name), generator=generator)
-        cpu, wall = _rate(
-            lambda: write_rows(folder, rows, [Path(name) / "out.parquet"], seed=1), rows, repeats
-        )
+        cpu, wall = _rate(lambda: write_rows(folder, rows, [Path(name) / "out.parquet"], seed=1), rows, repeats)
     return Figure(
-        name=f"sampling-{generator}", unit="rows/s", value=cpu, limit=SAMPLE_LIMIT, better="higher",
+        name=f"sampling-{generator}",
+        unit="rows/s",
+        value=cpu,
+        limit=SAMPLE_LIMIT,
+        better="higher",
         what=f"finished rows a second of a ten-column table from the {generator} model",
         details={"rows a second by the clock": wall, "rows": rows},
-    )  # fmt: skip
+    )
 
 
 def encoding(*, rows: int = ENCODED, repeats: int = 3) -> Iterator[Figure]:
@@ -50,9 +52,14 @@ def encoding(*, rows: int = ENCODED, repeats: int = 3) -> Iterator[Figure]:
     for what, work in works.items():
         cpu, wall = _rate(work, rows, repeats)
         yield Figure(
-            name=f"encoding-{what.replace(' ', '-')}", unit="rows/s", value=cpu, limit=ENCODE_LIMIT, better="higher",
-            what=f"rows a second of a ten-column table: {what}", details={"rows a second by the clock": wall, "rows": rows},
-        )  # fmt: skip
+            name=f"encoding-{what.replace(' ', '-')}",
+            unit="rows/s",
+            value=cpu,
+            limit=ENCODE_LIMIT,
+            better="higher",
+            what=f"rows a second of a ten-column table: {what}",
+            details={"rows a second by the clock": wall, "rows": rows},
+        )
 
 
 def fitted(folder: Path, *, generator: str) -> RunFolder:

@@ -77,8 +77,10 @@ def measure(bins: int, hidden: int, *, repeats: int) -> Figure:
         engines.run(
             lambda courier: box.append(_compare(courier, world, repeats)),
             sites=[world.out / "sites" / site for site in world.plan.sites],
-            engine=engines.InProcess(), log=world.out / "run" / "flower.log", opener=open_guard,
-        )  # fmt: skip
+            engine=engines.InProcess(),
+            log=world.out / "run" / "flower.log",
+            opener=open_guard,
+        )
         return box[0]
 
 
@@ -97,9 +99,16 @@ def _world(folder: Path, bins: int, hidden: int, rounds: int) -> _World:
     made = grids(study.schema)
     network = Nade({"kind": "nade", "bins": [bins] * len(made), "hidden": hidden})
     stage = Stage(
-        name="train", purpose="gradients", kind="gradient", part="train", first=0, repeats=rounds,
-        rate=rate_of(RATE), noise_multiplier=20.0, max_dim=network.size,
-    )  # fmt: skip
+        name="train",
+        purpose="gradients",
+        kind="gradient",
+        part="train",
+        first=0,
+        repeats=rounds,
+        rate=rate_of(RATE),
+        noise_multiplier=20.0,
+        max_dim=network.size,
+    )
     plan = replace(plan_for(study, sorted(worlds))[0], stages=(stage,))
     request = Request(study=path, table=folder / "none", split=f"iid:{SITES}", out=folder / "out", seed=None)
     request.out.mkdir()
@@ -127,13 +136,17 @@ def _compare(courier: GridCourier, world: _World, repeats: int) -> Figure:
     typical = {name: median(seconds) for name, seconds in each.items()}
     total = sum(typical.values())
     return Figure(
-        name=f"secure-sum-{world.query.dim}", unit="×", value=median(whole) / total, limit=LIMIT,
+        name=f"secure-sum-{world.query.dim}",
+        unit="×",
+        value=median(whole) / total,
+        limit=LIMIT,
         what=f"whole secure-sum round of {world.query.dim} numbers, {SITES} sites, over the sum of its parts",
         details={
-            "round_ms": 1e3 * median(whole), "parts_ms": 1e3 * total,
+            "round_ms": 1e3 * median(whole),
+            "parts_ms": 1e3 * total,
             **{f"{name}_ms": 1e3 * seconds for name, seconds in typical.items()},
         },
-    )  # fmt: skip
+    )
 
 
 @contextmanager
@@ -155,14 +168,22 @@ def _asking(courier: GridCourier, world: _World) -> Iterator[Callable[[], object
             for site in world.plan.sites
         }
         strategy = SecureSum(
-            plan=world.plan, run=run, identities=identities, exchange=session.exchange, mirrored=mirror.size,
+            plan=world.plan,
+            run=run,
+            identities=identities,
+            exchange=session.exchange,
+            mirrored=mirror.size,
             notebook=folder.inner / "notebook",
-        )  # fmt: skip
+        )
         strategy.start(session.exchange(hello, "hello"))
         ask = FederatedAsk(
-            plan=world.plan, run=run, strategy=strategy, ledger=ledger, folder=folder.inner / "answers",
+            plan=world.plan,
+            run=run,
+            strategy=strategy,
+            ledger=ledger,
+            folder=folder.inner / "answers",
             on_release=lambda facts: None,
-        )  # fmt: skip
+        )
 
         def once() -> object:
             answer = ask("train", world.query)
@@ -188,9 +209,7 @@ class _Parts:
             self._records[site] = records(study.schema, table, unit=study.privacy.unit)
         self._ledgers = {s: Ledger.create(folder / s / "ledger.db", s, self._keys[s]) for s in self._keys}
         self._vaults = {site: Vault(folder / site / "vault.db") for site in self._keys}
-        self._mirror = Mirror(
-            folder / "mirror.db", {site: key.public_key() for site, key in self._keys.items()}
-        )
+        self._mirror = Mirror(folder / "mirror.db", {site: key.public_key() for site, key in self._keys.items()})
         self._study = Ledger.create(folder / "study.db", COORDINATOR, self._server_key)
         opened = {
             site: open_channel(run_id="run", site=site, identity=key, entropy=Material(bytes([at]) * 32))
@@ -198,9 +217,10 @@ class _Parts:
         }
         self._channels = {site: private for site, (private, _) in opened.items()}
         self._directory = Directory.verified(
-            run_id="run", identities={s: k.public_key() for s, k in self._keys.items()},
+            run_id="run",
+            identities={s: k.public_key() for s, k in self._keys.items()},
             keys=[public for _, public in opened.values()],
-        )  # fmt: skip
+        )
 
     def run(self, turn: int) -> dict[str, float]:
         """CPU seconds of each part."""
@@ -214,19 +234,26 @@ class _Parts:
 
         plan, query = self._plan, self._query
         params = RoundParams(
-            run_id="run", round=turn, sites=plan.sites, survivors=plan.survivors, colluders=plan.colluders,
+            run_id="run",
+            round=turn,
+            sites=plan.sites,
+            survivors=plan.survivors,
+            colluders=plan.colluders,
             dim=query.dim,
-        )  # fmt: skip
+        )
         mechanism = plan.stages[0].mechanism(shares=plan.shares)
         sigma = mechanism.noise_multiplier * query.sensitivity_l2 / query.lattice / plan.shares**0.5
         server = ServerRound(params=params, directory=self._directory)
         rounds = {
             site: SiteRound(
-                params=params, site=site, identity=self._keys[site], channel=self._channels[site],
+                params=params,
+                site=site,
+                identity=self._keys[site],
+                channel=self._channels[site],
                 directory=self._directory,
             )
             for site in plan.sites
-        }  # fmt: skip
+        }
         for site, round_ in rounds.items():
             with part("protocol"):
                 said = round_.prepare(Material(np.random.default_rng(turn).bytes(32)))
@@ -237,15 +264,23 @@ class _Parts:
         for site, round_ in rounds.items():
             with part("ledger"):
                 self._ledgers[site].reserve(
-                    run="run", release_id=str(turn), event=mechanism.event, count=1, plan_digest=plan.digest,
+                    run="run",
+                    release_id=str(turn),
+                    event=mechanism.event,
+                    count=1,
+                    plan_digest=plan.digest,
                     purpose="train",
-                )  # fmt: skip
+                )
             roster = rosters[site].to_message()
             with part("envelopes"):
                 asked = ask_message(
-                    "run", turn, query, mirrored=0, extra={"roster": roster.fields},
+                    "run",
+                    turn,
+                    query,
+                    mirrored=0,
+                    extra={"roster": roster.fields},
                     extra_blobs={f"roster/{peer}": blob for peer, blob in roster.blobs.items()},
-                )  # fmt: skip
+                )
                 unseal(seal(asked, self._server_key), self._server_key.public_key(), sender=COORDINATOR)
             with part("gradient"):
                 rows = self._records[site]
@@ -300,9 +335,13 @@ class _Parts:
             with open(self._folder / "answer.npz", "wb") as file:
                 np.savez(file, values=total)
             self._study.reserve(
-                run="run", release_id=str(turn), event=mechanism.event, count=1, plan_digest=plan.digest,
+                run="run",
+                release_id=str(turn),
+                event=mechanism.event,
+                count=1,
+                plan_digest=plan.digest,
                 purpose="train",
-            )  # fmt: skip
+            )
             self._study.advance("run", str(turn), "SEALED", digest=digest(total.tobytes()))
             self._study.advance("run", str(turn), "RELEASED", later=True)
         return costs

@@ -41,9 +41,7 @@ BENCHMARKS: dict[str, Callable[[], Iterator[Figure]]] = {
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print; exit code 1 where a limit does not hold."""
     parser = argparse.ArgumentParser(prog="speed", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all without one"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all without one")
     parser.add_argument("--json", action="store_true", help="figures as JSON lines")
     options = parser.parse_args(arguments)
     for name in options.names:

@@ -22,7 +22,7 @@ _DICTIONARY = {
         {"name": "days", "type": "integer", "constraints": {"minimum": 0, "maximum": 400}},
         {"name": "died", "type": "boolean"},
     ]
-}  # fmt: skip
+}
 
 _STUDY = """\
 [study]
@@ -66,23 +66,25 @@ def made_up(rows: int, *, seed: int = 0) -> pd.DataFrame:
     age = np.clip(np.rint(62 + 15 * mixed(0.6)), 0, 110).astype(np.int16)
     table = {
         "patient": pd.Series(np.arange(rows)),
-        "sex": pd.Series(pd.Categorical.from_codes(rng.integers(0, 2, rows), ["F", "M"])),
+        "sex": pd.Series(pd.Categorical.from_codes(rng.integers(0, 2, rows), pd.Index(["F", "M"]))),
         "age": pd.Series(age),
         "weight": gone(pd.Series(np.round(np.clip(75 + 14 * mixed(-0.3), 2, 250), 1))),
         "pressure": gone(pd.Series(np.clip(np.rint(130 + 18 * mixed(0.3)), 40, 300), dtype="Int16")),
         "creatinine": gone(pd.Series(np.round(np.clip(np.exp(0.1 + 0.4 * mixed(0.5)), 0, 20), 2))),
         "smoker": pd.Series(mixed(0.2) > 0.7),
-        "stage": pd.Series(pd.Categorical.from_codes(np.clip(mixed(0.7) + 1.5, 0, 3).astype(np.int8), ["I", "II", "III", "IV"])),
+        "stage": pd.Series(
+            pd.Categorical.from_codes(
+                np.clip(mixed(0.7) + 1.5, 0, 3).astype(np.int8), pd.Index(["I", "II", "III", "IV"])
+            )
+        ),
         "admitted": pd.Series(np.datetime64("2010-01-01", "s") + rng.integers(0, 5800, rows).astype("timedelta64[D]")),
         "days": pd.Series(np.clip(np.exp(1.5 + 0.8 * mixed(0.5)), 0, 400).astype(np.int16)),
         "died": pd.Series(mixed(0.8) > 1.0),
-    }  # fmt: skip
+    }
     return pd.DataFrame(table)
 
 
-def write_study(
-    folder: Path, *, rows: int, sites: int, generator: str = "mixture", release: int | None = None
-) -> Path:
+def write_study(folder: Path, *, rows: int, sites: int, generator: str = "mixture", release: int | None = None) -> Path:
     """study.toml and dictionary.json in `folder`; the path of the first."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "dictionary.json").write_text(json.dumps(_DICTIONARY))

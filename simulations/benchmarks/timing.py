@@ -32,9 +32,7 @@ class Figure:
         return {**asdict(self), "holds": self.holds}
 
 
-def interleaved(
-    runs: Mapping[str, Callable[[], object]], *, repeats: int, warm_up: int = 2
-) -> dict[str, float]:
+def interleaved(runs: Mapping[str, Callable[[], object]], *, repeats: int, warm_up: int = 2) -> dict[str, float]:
     """Median CPU seconds of each run; they take turns, so that a slow minute slows all alike."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(warm_up + repeats):

@@ -52,15 +52,29 @@ WORLDS = {
         World(table="rotterdam", target="death", unit="pid"),
         World(table="thyroid", target="on_thyroxine", unit="record_id"),
         World(
-            table="ist_demo", target="DIED", unit="patient_id", split="by:COUNTRY", sites=8,
+            table="ist_demo",
+            target="DIED",
+            unit="patient_id",
+            split="by:COUNTRY",
+            sites=8,
             skip=("hospital", "TD", "ID14", "OCCODE"),
         ),
     )
-}  # fmt: skip
+}
 
 
-def study_text(world: World, *, dictionary: Path, epsilon: float, delta: float, generator: str, rows: int,
-               survivors: int, colluders: int, patients: int) -> str:  # fmt: skip
+def study_text(
+    world: World,
+    *,
+    dictionary: Path,
+    epsilon: float,
+    delta: float,
+    generator: str,
+    rows: int,
+    survivors: int,
+    colluders: int,
+    patients: int,
+) -> str:
     exclude = ", ".join(f'"{name}"' for name in world.skip)
     return f'''[study]
 id = "bench-{world.table.replace("_", "-")}"
@@ -87,8 +101,20 @@ rows = {rows}
 '''
 
 
-def one(world: World, ruler: ModuleType, data: Path, *, epsilon: float, seed: int, generator: str, delta: float,
-        colluders: int, pooled: bool, folder: Path, rows_factor: int) -> dict[str, Any]:  # fmt: skip
+def one(
+    world: World,
+    ruler: ModuleType,
+    data: Path,
+    *,
+    epsilon: float,
+    seed: int,
+    generator: str,
+    delta: float,
+    colluders: int,
+    pooled: bool,
+    folder: Path,
+    rows_factor: int,
+) -> dict[str, Any]:
     """Simulate once and score."""
     schema = json.loads((data / f"{world.table}.schema.json").read_text())
     whole = pd.read_parquet(data / f"{world.table}.parquet")
@@ -97,9 +123,16 @@ def one(world: World, ruler: ModuleType, data: Path, *, epsilon: float, seed: in
     train.to_parquet(folder / "train.parquet", index=False)
     patients = int(round(train[world.unit].nunique(), -3)) or 1000
     text = study_text(
-        world, dictionary=data / f"{world.table}.schema.json", epsilon=epsilon, delta=delta, generator=generator,
-        rows=rows_factor * len(train), survivors=world.sites, colluders=colluders, patients=patients,
-    )  # fmt: skip
+        world,
+        dictionary=data / f"{world.table}.schema.json",
+        epsilon=epsilon,
+        delta=delta,
+        generator=generator,
+        rows=rows_factor * len(train),
+        survivors=world.sites,
+        colluders=colluders,
+        patients=patients,
+    )
     (folder / "study.toml").write_text(text)
     study = Study.load(folder / "study.toml")
     started = time.process_time()
@@ -109,7 +142,11 @@ def one(world: World, ruler: ModuleType, data: Path, *, epsilon: float, seed: in
         made = grids(study.schema)
     else:
         request = Request(
-            study=folder / "study.toml", table=folder / "train.parquet", split=world.split, out=folder / "out", seed=seed
+            study=folder / "study.toml",
+            table=folder / "train.parquet",
+            split=world.split,
+            out=folder / "out",
+            seed=seed,
         )
         plan = prepare(request)
         run(folder / "out")
@@ -118,9 +155,16 @@ def one(world: World, ruler: ModuleType, data: Path, *, epsilon: float, seed: in
     synthetic = sample_table(model, study.schema, made, rows_factor * len(train), seed=seed)
     scores = ruler.score(schema, world.target, train, test, _plain(synthetic), world.skip)
     return {
-        "table": world.table, "epsilon": epsilon, "seed": seed, "generator": plan.generator, "colluders": colluders,
-        "pooled": pooled, "spent": round(plan.price(), 4), "cpu_s": round(fitted, 1), **scores,
-    }  # fmt: skip
+        "table": world.table,
+        "epsilon": epsilon,
+        "seed": seed,
+        "generator": plan.generator,
+        "colluders": colluders,
+        "pooled": pooled,
+        "spent": round(plan.price(), 4),
+        "cpu_s": round(fitted, 1),
+        **scores,
+    }
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
@@ -156,10 +200,18 @@ def main() -> None:
                 scratch = Path(tempfile.mkdtemp(prefix="cohortium-bench-"))
                 try:
                     result = one(
-                        WORLDS[name], ruler, args.data.resolve(), epsilon=epsilon, seed=seed, generator=args.generator,
-                        delta=args.delta, colluders=args.colluders, pooled=args.pooled, folder=scratch / "run",
+                        WORLDS[name],
+                        ruler,
+                        args.data.resolve(),
+                        epsilon=epsilon,
+                        seed=seed,
+                        generator=args.generator,
+                        delta=args.delta,
+                        colluders=args.colluders,
+                        pooled=args.pooled,
+                        folder=scratch / "run",
                         rows_factor=args.rows_factor,
-                    )  # fmt: skip
+                    )
                 finally:
                     shutil.rmtree(scratch, ignore_errors=True)
                 results.append(result)
@@ -168,7 +220,9 @@ def main() -> None:
     for name in args.tables:
         for epsilon in args.epsilons:
             rows = [r for r in results if r["table"] == name and r["epsilon"] == epsilon]
-            line = {key: round(statistics.mean(r[key] for r in rows), 4) for key in ("tvd1", "tvd2", "tstr_auc", "cpu_s")}
+            line = {
+                key: round(statistics.mean(r[key] for r in rows), 4) for key in ("tvd1", "tvd2", "tstr_auc", "cpu_s")
+            }
             real = {key: rows[0][key] for key in ("floor1", "floor2", "trtr_auc")}
             sys.stdout.write(f"{name} ε={epsilon:g} {rows[0]['generator']} {line} real {real}\n")
 

@@ -55,9 +55,7 @@ def clean(raw: pd.DataFrame) -> pa.Table:
     for column in ZERO_MEANS_MISSING:
         table[column] = table[column].mask(table[column] == 0)
     table["disease"] = table["num"] >= 1
-    return pa.Table.from_pandas(
-        table[COLUMNS.names], schema=COLUMNS, preserve_index=False
-    ).replace_schema_metadata()
+    return pa.Table.from_pandas(table[COLUMNS.names], schema=COLUMNS, preserve_index=False).replace_schema_metadata()
 
 
 def main() -> None:

@@ -186,7 +186,7 @@ def test_a_plan_against_fewer_colluders_than_the_officer_wants_is_not_approved(s
 def test_the_officer_sees_what_is_wrong_with_the_table_before_the_coordinator_can(site: Path) -> None:
     good = (site / "data.parquet").read_bytes()
     table(10).rename(columns={"age": "years"}).to_parquet(site / "data.parquet")
-    with pytest.raises(TableError, match="TABLE-COLUMN.*age"):
+    with pytest.raises(TableError, match=r"TABLE-COLUMN.*age"):
         approve(site, proposal(plan()), key(OFFICER))
     (site / "data.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(UsageError):

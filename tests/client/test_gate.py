@@ -68,10 +68,16 @@ REFUSED: dict[str, tuple[str, Plan, AnyQuery, dict[str, Any]]] = {
     "another part": ("GATE-NOT-IN-PLAN", plan(), counts(part="holdout"), {}),
     "no steps where the plan has some": ("GATE-NOT-IN-PLAN", plan(stages=[STEPS]), gradient(), {}),
     "steps where the plan has none": (
-        "GATE-NOT-IN-PLAN", plan(stages=[stage("one", "gradient", 0)]), gradient(local=LOCAL), {},
+        "GATE-NOT-IN-PLAN",
+        plan(stages=[stage("one", "gradient", 0)]),
+        gradient(local=LOCAL),
+        {},
     ),
     "steps in a secure sum": (
-        "GATE-NOT-IN-PLAN", plan(("a", "b", "c"), mode="secure-sum", stages=[STEPS]), gradient(local=LOCAL), {},
+        "GATE-NOT-IN-PLAN",
+        plan(("a", "b", "c"), mode="secure-sum", stages=[STEPS]),
+        gradient(local=LOCAL),
+        {},
     ),
     "a larger answer": ("GATE-SIZE", plan(stages=[stage("one", "counts", 0, max_dim=110)]), counts(), {}),
     "an index beyond the plan": ("PLAN-INDEX", plan(), counts(), {"index": 2}),
@@ -84,7 +90,7 @@ REFUSED: dict[str, tuple[str, Plan, AnyQuery, dict[str, Any]]] = {
     "a looser delta": ("POLICY-DELTA", plan(delta=1e-4), counts(), {}),
     "over the cap": ("GATE-CAP", plan(stages=[stage("one", "counts", 0, noise_multiplier=0.1)]), counts(), {}),
     "maps of another dictionary": ("QUERY-SHAPE", plan(), counts(), {"codes": (3, 4, 102, 3)}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("why", REFUSED)
@@ -158,9 +164,7 @@ def test_a_release_leaves_as_it_was_charged_and_is_sealed_once(ledger: Ledger) -
     assert ledger.digest(RUN, "0") == digest(envelope)
 
 
-@pytest.mark.parametrize(
-    "kind", ["", "site.metrics", "site.counts", "sum.contribution", "run.ask", "study.proposal"]
-)
+@pytest.mark.parametrize("kind", ["", "site.metrics", "site.counts", "sum.contribution", "run.ask", "study.proposal"])
 def test_unknown_kinds_do_not_leave(kind: str, ledger: Ledger) -> None:
     refuse("GATE-KIND", gate(ledger), Message(kind=kind, sender="a", fields={}))
 
@@ -175,11 +179,25 @@ def test_a_field_more_or_less_does_not_leave(kind: str, ledger: Ledger) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        0.5, float("nan"), True, b"x", np.int64(3), np.float64(0.1), {1, 2}, (1, 2), 2**53 + 1, -(2**60),
-        "x" * (MAX_TEXT + 1), [[[[[[[["deep"]]]]]]]], {"a": 0.5}, [[0.5]], {0.5: "a"}, {True: "a"},
+        0.5,
+        float("nan"),
+        True,
+        b"x",
+        np.int64(3),
+        np.float64(0.1),
+        {1, 2},
+        (1, 2),
+        2**53 + 1,
+        -(2**60),
+        "x" * (MAX_TEXT + 1),
+        [[[[[[[["deep"]]]]]]]],
+        {"a": 0.5},
+        [[0.5]],
+        {0.5: "a"},
+        {True: "a"},
     ],
     ids=lambda v: str(v)[:20],
-)  # fmt: skip
+)
 def test_floats_and_other_values_do_not_leave(value: Any, ledger: Ledger) -> None:
     for kind in ("site.hello", "site.finished", "site.refused"):
         name = sorted(OUTBOUND[kind])[0]
@@ -220,9 +238,7 @@ def test_a_release_leaves_in_the_form_of_its_trust_mode(tmp_path: Path) -> None:
         with Ledger.create(tmp_path / mode / "ledger.db", "a", key("a")) as ledger:
             permit, answer = permit_and_release(ledger, mode)
             plain, masked = answer.values.astype("<i8").tobytes(), bytes(8 * len(answer.values))
-            right, wrong = (
-                ("sum.masked", "site.noised") if mode == "secure-sum" else ("site.noised", "sum.masked")
-            )
+            right, wrong = ("sum.masked", "site.noised") if mode == "secure-sum" else ("site.noised", "sum.masked")
             given = {"permit": permit, "released": answer}
             for blob in (plain, masked):
                 refuse("GATE-MODE", gate(ledger), message(wrong, blobs={"values": blob}), **given)

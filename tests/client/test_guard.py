@@ -30,15 +30,18 @@ HELLO = Message(kind="run.hello", sender=COORDINATOR, fields={"run": RUN, "mirro
 @pytest.mark.parametrize(
     "check",
     [
-        checks.check_a_release_is_answered_once, checks.check_a_crash_never_gives_a_second_answer,
-        checks.check_refusals_are_bare_codes, checks.check_training_and_holdout_share_nobody,
-        checks.check_a_secure_sum_is_the_plain_sum, checks.check_a_masked_vector_looks_random,
+        checks.check_a_release_is_answered_once,
+        checks.check_a_crash_never_gives_a_second_answer,
+        checks.check_refusals_are_bare_codes,
+        checks.check_training_and_holdout_share_nobody,
+        checks.check_a_secure_sum_is_the_plain_sum,
+        checks.check_a_masked_vector_looks_random,
         checks.check_a_replayed_vector_is_not_counted,
         checks.check_a_site_signs_one_survivor_set_even_with_an_older_vault,
         checks.check_a_finished_run_leaves_no_keys,
     ],
     ids=lambda check: check.__name__,
-)  # fmt: skip
+)
 def test_guarantee(check: Callable[[], None]) -> None:
     checks.passes(check)
 
@@ -92,13 +95,16 @@ def test_only_the_coordinators_envelopes_are_read(tmp_path: Path) -> None:
 
 
 def test_other_questions_than_the_plans_are_refused_before_anything_is_charged(tmp_path: Path) -> None:
-    consortium = ward(
-        tmp_path, plan(stages=[stage("one", "counts", 0, max_dim=110), stage("two", "moments", 1)])
-    )
+    consortium = ward(tmp_path, plan(stages=[stage("one", "counts", 0, max_dim=110), stage("two", "moments", 1)]))
     wrong: list[tuple[int, AnyQuery]] = [
-        (0, moments()), (0, counts()), (0, counts(part="holdout", columns=(0,))), (1, counts()), (1, gradient()),
-        (2, counts()), (10**6, counts()),
-    ]  # fmt: skip
+        (0, moments()),
+        (0, counts()),
+        (0, counts(part="holdout", columns=(0,))),
+        (1, counts()),
+        (1, gradient()),
+        (2, counts()),
+        (10**6, counts()),
+    ]
     for index, query in wrong:
         assert consortium.ask("a", index, query).kind == "site.refused"
         assert consortium.state("a", index) == "NONE"
@@ -203,8 +209,29 @@ def test_three_thousand_malformed_messages_get_bare_codes_and_cost_nothing(mode:
     consortium.strategy(exchange=note).answer(0, consortium.plan.stage_of(0), counts())
     real.append(HELLO)
     rng = random.Random(5)
-    junk: list[Any] = [None, -1, 0, 1, 2**70, 10**30, "", "x", "..", "a" * 2000, [], [None], [[]], [1, 2], {}, {"a": 1},
-                       True, "00" * 32, ["a", "b", "c"], {"run": RUN}, [[["a"]]]]  # fmt: skip
+    junk: list[Any] = [
+        None,
+        -1,
+        0,
+        1,
+        2**70,
+        10**30,
+        "",
+        "x",
+        "..",
+        "a" * 2000,
+        [],
+        [None],
+        [[]],
+        [1, 2],
+        {},
+        {"a": 1},
+        True,
+        "00" * 32,
+        ["a", "b", "c"],
+        {"run": RUN},
+        [[["a"]]],
+    ]
     outcomes: dict[str, int] = {}
     for _ in range(1500):
         message = rng.choice(real)
@@ -226,9 +253,7 @@ def test_three_thousand_malformed_messages_get_bare_codes_and_cost_nothing(mode:
         reply = consortium.say("a", Message(kind=kind, sender=COORDINATOR, fields=fields, blobs=blobs))
         outcomes[reply.kind] = outcomes.get(reply.kind, 0) + 1
         if reply.kind == "site.refused":
-            assert (
-                set(reply.fields) == {"code"} and reply.fields["code"] in checks.REFUSALS and not reply.blobs
-            )
+            assert set(reply.fields) == {"code"} and reply.fields["code"] in checks.REFUSALS and not reply.blobs
             assert reply.fields["code"] != "GUARD-INTERNAL"
     assert outcomes["site.refused"] > 1000
     charged = consortium.guard("a")._ledger_().book.entries
@@ -384,7 +409,9 @@ def test_an_approval_that_is_taken_back_ends_with_the_next_message(tmp_path: Pat
     consortium.close()
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("p00001"), MemoryError("p00001"), OSError("p00001"), Exception("p00001")])
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("p00001"), MemoryError("p00001"), OSError("p00001"), Exception("p00001")]
+)
 def test_a_failure_inside_leaves_as_a_code_and_burns_what_was_charged(failure: Exception, tmp_path: Path) -> None:
     consortium = ward(tmp_path, plan(), seed=None)
 

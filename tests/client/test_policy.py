@@ -13,9 +13,20 @@ from cohortium.client.policy import Policy, Rehearsal
 from cohortium.common.errors import Refused, UsageError
 
 SETTINGS = (
-    "lifetime_epsilon", "lifetime_delta", "minimum_sites", "minimum_patients", "generators", "strategies", "evaluation",
-    "name", "coordinator_key", "table", "unit", "hospitals", "minimum_colluders",
-)  # fmt: skip
+    "lifetime_epsilon",
+    "lifetime_delta",
+    "minimum_sites",
+    "minimum_patients",
+    "generators",
+    "strategies",
+    "evaluation",
+    "name",
+    "coordinator_key",
+    "table",
+    "unit",
+    "hospitals",
+    "minimum_colluders",
+)
 
 
 @pytest.mark.parametrize("rehearsal", [None, Rehearsal(), Rehearsal(seed=3), Rehearsal(seed=3, noise=False)])
@@ -61,9 +72,7 @@ BAD = {
 def test_a_setting_of_another_type_or_range_is_refused(setting: str, value: str, tmp_path: Path) -> None:
     path = tmp_path / "site.toml"
     policy("a").save(path)
-    lines = [
-        f"{setting} = {value}" if x.startswith(setting + " =") else x for x in path.read_text().splitlines()
-    ]
+    lines = [f"{setting} = {value}" if x.startswith(setting + " =") else x for x in path.read_text().splitlines()]
     path.write_text("\n".join(lines))
     with pytest.raises(UsageError) as caught:
         Policy.load(path)

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from cohortium.client.records import checked, records
 from cohortium.client.sources.base import read
 from cohortium.common.encoding import grids
 from cohortium.common.errors import CohortiumError, TableError
 from cohortium.common.schema import Column, Schema
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("COHORTIUM_DATA", ROOT.parent / "shared" / "data"))
@@ -73,9 +74,17 @@ def test_types_are_canonical_and_identifiers_gone() -> None:
     out = checked(SCHEMA, table(), unit="pid")
     assert list(out.columns) == ["pid", *[c.name for c in SCHEMA.modelled]] and "name" not in out
     assert [str(t) for t in out.dtypes] == [
-        "object", "Int64", "float64", "category", "category", "Int64", "boolean",
-        "datetime64[s]", "datetime64[us]", "Int64",
-    ]  # fmt: skip
+        "object",
+        "Int64",
+        "float64",
+        "category",
+        "category",
+        "Int64",
+        "boolean",
+        "datetime64[s]",
+        "datetime64[us]",
+        "Int64",
+    ]
     assert out["pid"].tolist() == ["7", "8", "7"]
     assert out.iloc[2, 1:].isna().all()
 
@@ -202,8 +211,9 @@ def test_a_number_that_means_missing_means_it_in_every_kind_of_file() -> None:
     for cells in ([-9, 3], [-9.0, 3.0], ["-9", "3"], pd.Series([-9, 3], dtype=object), pd.array([-9, 3])):
         out = checked(schema, pd.DataFrame({"age": cells, "stage": [1, 1]}), unit="row")
         assert out["age"].isna().tolist() == [True, False]
-    needed = Schema(name="s", columns=(column("age", "integer", minimum=-20.0, maximum=9.0, required=True),),
-                    missing_values=("-9",))  # fmt: skip
+    needed = Schema(
+        name="s", columns=(column("age", "integer", minimum=-20.0, maximum=9.0, required=True),), missing_values=("-9",)
+    )
     with pytest.raises(TableError, match="required"):
         checked(needed, pd.DataFrame({"age": [-9, 3]}), unit="row")
 
@@ -243,9 +253,7 @@ def test_small_and_wide_tables() -> None:
     assert records(SCHEMA, table().iloc[:0], unit="pid").patients == 0
     assert records(SCHEMA, table().iloc[:1], unit="pid").patients == 1
     assert records(SCHEMA, as_text(table()).iloc[:0], unit="row").codes.shape == (0, 9)
-    wide = Schema(
-        name="w", columns=tuple(column(f"c{i}", "number", minimum=0.0, maximum=1.0) for i in range(500))
-    )
+    wide = Schema(name="w", columns=tuple(column(f"c{i}", "number", minimum=0.0, maximum=1.0) for i in range(500)))
     frame = pd.DataFrame(np.random.default_rng(0).random((20, 500)), columns=[c.name for c in wide.columns])
     assert records(wide, frame, unit="row").codes.shape == (20, 500)
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from cohortium.client.sources import base
 from cohortium.client.sources.base import read
 from cohortium.common.errors import TableError

@@ -162,9 +162,7 @@ def test_sample_is_reproducible_conditional_and_balanced(run: cohortium.Run) -> 
 def test_evaluate_scores_a_folder_and_frames(run: cohortium.Run) -> None:
     whole = cohortium.evaluate(run.directory, seed=run.result["scores"]["seed"])
     assert whole.to_json() == run.result["scores"]
-    frames = cohortium.evaluate(
-        run.synthetic(), train=ward(), dictionary=cohortium.Schema.from_dict(SCHEMA), unit="id"
-    )
+    frames = cohortium.evaluate(run.synthetic(), train=ward(), dictionary=cohortium.Schema.from_dict(SCHEMA), unit="id")
     assert frames.figures["tvd1"].value == pytest.approx(whole.figures["tvd1"].value)
     for wrong in ({}, {"train": ward()}):
         with pytest.raises(cohortium.CohortiumError, match="EVALUATE-ARGUMENTS"):

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cohortium.client.records import records
 from cohortium.client.sources.base import read
 from cohortium.common.drafting import WARNING, draft
 from cohortium.common.errors import CohortiumError, StudyError, TableError
 from cohortium.common.schema import Schema
 from cohortium.common.study import Study
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 HEART = read(Path(__file__).resolve().parents[2] / "simulations" / "data" / "heart.parquet")
 
@@ -25,8 +26,11 @@ def test_the_draft_of_the_demo_table() -> None:
     assert [c.name for c in schema.columns] == list(HEART.columns)
     assert [c.name for c in schema.columns if c.identifier] == ["patient"]
     assert {c.name: c.kind for c in schema.columns if c.name in ("fbs", "oldpeak", "age", "sex")} == {
-        "fbs": "boolean", "oldpeak": "number", "age": "integer", "sex": "string",
-    }  # fmt: skip
+        "fbs": "boolean",
+        "oldpeak": "number",
+        "age": "integer",
+        "sex": "string",
+    }
     # everything read off the table is flagged, and the extremes themselves are not shown
     assert set(schema.guessed) == {c.name for c in schema.modelled if c.kind != "boolean"}
     assert schema.column("age").maximum != HEART["age"].max()

@@ -17,9 +17,7 @@ def schema(*fields: dict[str, object]) -> Schema:
     return Schema.from_dict({"name": "t", "fields": list(fields)}, where="t.json")
 
 
-def number(
-    low: float, high: float, kind: str = "number", *, required: bool = False, **more: object
-) -> NumberGrid:
+def number(low: float, high: float, kind: str = "number", *, required: bool = False, **more: object) -> NumberGrid:
     field = {
         "name": "x",
         "type": kind,
@@ -31,9 +29,7 @@ def number(
 
 
 def level(levels: list[str], *, required: bool = False) -> LevelGrid:
-    grid = grids(
-        schema({"name": "x", "type": "string", "constraints": {"enum": levels, "required": required}})
-    )[0]
+    grid = grids(schema({"name": "x", "type": "string", "constraints": {"enum": levels, "required": required}}))[0]
     assert isinstance(grid, LevelGrid)
     return grid
 
@@ -61,18 +57,14 @@ def test_every_integer_of_a_small_range_comes_back() -> None:
         (-5, 5, -1.3),
     ],
 )
-def test_round_decimals_come_back_although_no_resolution_is_declared(
-    low: float, high: float, value: float
-) -> None:
+def test_round_decimals_come_back_although_no_resolution_is_declared(low: float, high: float, value: float) -> None:
     grid = number(low, high)
     assert back(grid, [value, value - 1e-4, value + 1e-4]) == pytest.approx([value] * 3)
 
 
 def test_a_cell_is_narrower_for_small_values() -> None:
     grid = number(0, 600)
-    error = [
-        abs(float(b) - v) / v for v, b in zip([0.3, 3.0, 30.0, 300.0], back(grid, [0.3, 3.0, 30.0, 300.0]))
-    ]
+    error = [abs(float(b) - v) / v for v, b in zip([0.3, 3.0, 30.0, 300.0], back(grid, [0.3, 3.0, 30.0, 300.0]))]
     assert max(error) < 0.02
     assert grid.size < 1100
 
@@ -122,9 +114,7 @@ def test_booleans() -> None:
 @pytest.mark.parametrize("form", [str, pd.Timestamp, lambda t: dt.date.fromisoformat(t)])
 def test_dates_in_every_form(form: object) -> None:
     grid = grids(
-        schema(
-            {"name": "x", "type": "date", "constraints": {"minimum": "1991-01-01", "maximum": "1993-12-31"}}
-        )
+        schema({"name": "x", "type": "date", "constraints": {"minimum": "1991-01-01", "maximum": "1993-12-31"}})
     )[0]
     codes = grid.encode(pd.Series([form("1992-02-29"), None]))  # type: ignore[operator]
     assert grid.decode(codes, np.full(2, 0.5)).tolist() == [dt.date(1992, 2, 29), None]
@@ -132,9 +122,7 @@ def test_dates_in_every_form(form: object) -> None:
 
 def test_a_long_span_of_days_stays_small_and_near() -> None:
     grid = grids(
-        schema(
-            {"name": "x", "type": "date", "constraints": {"minimum": "1900-01-01", "maximum": "2030-12-31"}}
-        )
+        schema({"name": "x", "type": "date", "constraints": {"minimum": "1900-01-01", "maximum": "2030-12-31"}})
     )[0]
     assert grid.size <= 4098
     found = grid.decode(grid.encode(pd.Series(["1955-05-05"])), np.array([0.5]))[0]

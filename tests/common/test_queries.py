@@ -50,9 +50,11 @@ def random_records(seed: int, patients: int, most_rows: int) -> Records:
         codes[:] = codes[:1]
     identity = rng.integers(0, 256, (patients, 16), dtype=np.uint8)
     return Records(
-        codes=codes, patient=np.repeat(np.arange(patients), rows), identity=identity,
+        codes=codes,
+        patient=np.repeat(np.arange(patients), rows),
+        identity=identity,
         rows_per_patient=rows.astype(np.int64),
-    )  # fmt: skip
+    )
 
 
 def empty() -> Records:
@@ -72,9 +74,12 @@ def test_a_patient_counts_alike_whoever_else_is_there() -> None:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    kind=st.sampled_from(KINDS), seed=st.integers(0, 10**6), patients=st.integers(1, 6),
-    most_rows=st.sampled_from([1, 3, 30]), clip=st.sampled_from([1e-9, 0.01, 1.0, 37.0, 1e6]),
-)  # fmt: skip
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 10**6),
+    patients=st.integers(1, 6),
+    most_rows=st.sampled_from([1, 3, 30]),
+    clip=st.sampled_from([1e-9, 0.01, 1.0, 37.0, 1e6]),
+)
 def test_no_random_patient_weighs_more_than_the_bound(
     kind: str, seed: int, patients: int, most_rows: int, clip: float
 ) -> None:
@@ -88,10 +93,7 @@ def test_no_random_patient_weighs_more_than_the_bound(
 def test_the_bound_is_reached_so_noise_is_not_wasted() -> None:
     """One patient with one row reaches the counts' bound but for rounding."""
     one = people(1, most_rows=1)
-    assert (
-        np.linalg.norm(counts().contribution(one).units * counts().lattice)
-        > 0.999999 * counts().sensitivity_l2
-    )
+    assert np.linalg.norm(counts().contribution(one).units * counts().lattice) > 0.999999 * counts().sensitivity_l2
     tight = gradient(clip_norm_l2=0.01)
     assert np.linalg.norm(tight.contribution(one).units * tight.lattice) > 0.999 * 0.01
     features = tuple(np.ones((size, 5)) for size in sizes())
@@ -104,17 +106,13 @@ def test_moments_reach_their_bound_where_every_column_weighs_the_same(columns: i
     """C = S √((p−1)/2p): reached by equal columns, never passed by others; columns without features do not count."""
     widths = [3 if c < columns else 0 for c in range(4)]
     one = people(1, most_rows=1)
-    even = Moments(
-        features=tuple(np.full((n, k), 7.0) for n, k in zip(sizes(), widths, strict=True)), bound_sq=2.5
-    )
+    even = Moments(features=tuple(np.full((n, k), 7.0) for n, k in zip(sizes(), widths, strict=True)), bound_sq=2.5)
     assert even.clip_norm_l2 == pytest.approx(2.5 * math.sqrt((columns - 1) / (2 * columns)))
     reached = np.linalg.norm(even.contribution(one).units * even.lattice) / even.sensitivity_l2
     assert 0.99 < reached <= 1
     rng = np.random.default_rng(columns)
     for _ in range(20):
-        uneven = tuple(
-            rng.normal(0, 10 ** rng.uniform(-2, 2), (n, k)) for n, k in zip(sizes(), widths, strict=True)
-        )
+        uneven = tuple(rng.normal(0, 10 ** rng.uniform(-2, 2), (n, k)) for n, k in zip(sizes(), widths, strict=True))
         query = Moments(features=uneven, bound_sq=2.5)
         assert np.linalg.norm(query.contribution(one).units * query.lattice) <= query.sensitivity_l2
 
@@ -122,9 +120,11 @@ def test_moments_reach_their_bound_where_every_column_weighs_the_same(columns: i
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 1000, 70_000])
 def test_however_many_rows_a_patient_has(rows: int) -> None:
     records = Records(
-        codes=np.tile(np.array([[0, 1, 50, 1]], np.int32), (rows, 1)), patient=np.zeros(rows, np.int64),
-        identity=np.zeros((1, 16), np.uint8), rows_per_patient=np.array([rows]),
-    )  # fmt: skip
+        codes=np.tile(np.array([[0, 1, 50, 1]], np.int32), (rows, 1)),
+        patient=np.zeros(rows, np.int64),
+        identity=np.zeros((1, 16), np.uint8),
+        rows_per_patient=np.array([rows]),
+    )
     for query in (counts(), moments(scale=30.0), gradient(path="fast", clip_norm_l2=0.1)):
         weight = np.linalg.norm(query.contribution(records).units * query.lattice)
         assert weight <= query.sensitivity_l2
@@ -257,9 +257,7 @@ class Toy:
             out[:3] = [np.nan, np.inf, -np.inf]
         return out
 
-    def gradient_sum(
-        self, parameters: np.ndarray, bins: np.ndarray, row_weight: np.ndarray, clip: float
-    ) -> np.ndarray:
+    def gradient_sum(self, parameters: np.ndarray, bins: np.ndarray, row_weight: np.ndarray, clip: float) -> np.ndarray:
         offsets = np.concatenate([[0], np.cumsum(self.bins)[:-1]])
         values = 1.0 + parameters[bins + offsets].astype(np.float64)
         norms = np.sqrt((values**2).sum(axis=1))
@@ -336,7 +334,7 @@ BAD: tuple[tuple[str, Callable[[], Any]], ...] = (
     ("QUERY-VALUE", lambda: LocalSteps(steps=1, learning_rate=0.0, denominator=1.0)),
     ("QUERY-VALUE", lambda: LocalSteps(steps=1, learning_rate=1.0, denominator=math.inf)),
     ("QUERY-VALUE", lambda: LocalSteps(steps=1, learning_rate=1.0, denominator=1.0, fedprox_mu=math.nan)),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(("code", "make"), BAD, ids=[f"{i} {code}" for i, (code, _) in enumerate(BAD)])
@@ -384,8 +382,29 @@ def test_a_query_survives_its_wire_form(kind: str) -> None:
 def test_malformed_wire_forms_are_refused_with_a_code() -> None:
     """1,500 random changes to fields and blobs: a ProtocolError or a query that still holds its bound."""
     rng = random.Random(11)
-    junk: list[Any] = [None, -1, 2**70, 10**400, "x", "nan", "inf", "1e400", "", [], [None], [[1]], {}, {"a": 1}, True,
-                       [2**40], "0x1p2000", [-1], b"", "train", {"steps": 2}]  # fmt: skip
+    junk: list[Any] = [
+        None,
+        -1,
+        2**70,
+        10**400,
+        "x",
+        "nan",
+        "inf",
+        "1e400",
+        "",
+        [],
+        [None],
+        [[1]],
+        {},
+        {"a": 1},
+        True,
+        [2**40],
+        "0x1p2000",
+        [-1],
+        b"",
+        "train",
+        {"steps": 2},
+    ]
     refused = 0
     for _ in range(1500):
         query = query_of(rng.choice(KINDS))
@@ -402,9 +421,7 @@ def test_malformed_wire_forms_are_refused_with_a_code() -> None:
                     fields[name] = rng.choice(junk)
             else:
                 name = rng.choice(sorted(blobs))
-                blobs[name] = rng.choice(
-                    [b"", blobs[name][:-1], blobs[name] * 2, rng.randbytes(len(blobs[name]))]
-                )
+                blobs[name] = rng.choice([b"", blobs[name][:-1], blobs[name] * 2, rng.randbytes(len(blobs[name]))])
                 if rng.random() < 0.2:
                     blobs.pop(name)
         try:

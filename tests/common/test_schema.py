@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cohortium.common.errors import CohortiumError, DictionaryError
-from cohortium.common.schema import Column, Schema, level_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from cohortium.common.errors import CohortiumError, DictionaryError
+from cohortium.common.schema import Column, Schema, level_text
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("COHORTIUM_DATA", ROOT.parent / "shared" / "data"))
@@ -141,9 +142,7 @@ MISTAKES: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("code", "field", "properties"), MISTAKES)
-def test_a_mistake_is_refused_with_its_place_and_a_fix(
-    code: str, field: str, properties: dict[str, Any]
-) -> None:
+def test_a_mistake_is_refused_with_its_place_and_a_fix(code: str, field: str, properties: dict[str, Any]) -> None:
     with pytest.raises(DictionaryError) as caught:
         Schema.from_dict(changed(field, **properties), where="clinic.json")
     assert caught.value.code == code
@@ -197,9 +196,7 @@ def test_an_identifier_needs_neither_levels_nor_range_and_a_guess_is_listed() ->
     assert Column(name="x", kind="string", role="identifier").levels is None
 
 
-@pytest.mark.parametrize(
-    ("kind", "value", "text"), [("integer", 1, "1"), ("number", 1.0, "1"), ("number", 0.5, "0.5")]
-)
+@pytest.mark.parametrize(("kind", "value", "text"), [("integer", 1, "1"), ("number", 1.0, "1"), ("number", 0.5, "0.5")])
 def test_one_value_has_one_text(kind: str, value: float, text: str) -> None:
     assert level_text(kind, value) == text
 

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from cohortium.common.errors import CohortiumError, DictionaryError, StudyError
-from cohortium.common.study import Evaluation, Privacy, StrategySpec, Study
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from cohortium.common.errors import CohortiumError, DictionaryError, StudyError
+from cohortium.common.study import Evaluation, Privacy, StrategySpec, Study
 
 ROOT = Path(__file__).resolve().parents[2]
 DICTIONARY = {

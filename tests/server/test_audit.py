@@ -22,10 +22,7 @@ from cohortium.server.audit import PUBLISHED, AuditReport, audit, claims, write_
 
 RUN = "run-1"
 SITES = ("A", "B", "C")
-KEYS = {
-    n: Ed25519PrivateKey.from_private_bytes(bytes([i + 1]) * 32)
-    for i, n in enumerate(["coordinator", *SITES])
-}
+KEYS = {n: Ed25519PrivateKey.from_private_bytes(bytes([i + 1]) * 32) for i, n in enumerate(["coordinator", *SITES])}
 QUARTER = 2**62
 
 
@@ -35,27 +32,42 @@ def make_plan() -> Plan:
     held = calibrate([Part(share=1.0)], epsilon=1.0, delta=1e-6)[0]
     common: dict[str, Any] = {"purpose": "test", "max_dim": 100, "rate": 2**64}
     stages = (
-        Stage(name="bins", kind="counts", part="train", first=0, repeats=1, **common,
-              noise_multiplier=counts),
-        Stage(name="steps", kind="gradient", part="train", first=1, repeats=4, noise_multiplier=gradient,
-              **common | {"rate": QUARTER}),
-        Stage(name="score", kind="counts", part="holdout", first=5, repeats=1, **common,
-              noise_multiplier=held),
-    )  # fmt: skip
+        Stage(name="bins", kind="counts", part="train", first=0, repeats=1, **common, noise_multiplier=counts),
+        Stage(
+            name="steps",
+            kind="gradient",
+            part="train",
+            first=1,
+            repeats=4,
+            noise_multiplier=gradient,
+            **common | {"rate": QUARTER},
+        ),
+        Stage(name="score", kind="counts", part="holdout", first=5, repeats=1, **common, noise_multiplier=held),
+    )
     return Plan(
-        study="demo", study_digest="0" * 64, dictionary_digest="0" * 64, generator="mixture", rows=10,
-        mode="secure-sum", sites=SITES, survivors=2, colluders=0, epsilon=3.0, delta=1e-6, unit="patient",
-        hospitals=1, holdout=0.2, stages=stages,
-    )  # fmt: skip
+        study="demo",
+        study_digest="0" * 64,
+        dictionary_digest="0" * 64,
+        generator="mixture",
+        rows=10,
+        mode="secure-sum",
+        sites=SITES,
+        survivors=2,
+        colluders=0,
+        epsilon=3.0,
+        delta=1e-6,
+        unit="patient",
+        hospitals=1,
+        holdout=0.2,
+        stages=stages,
+    )
 
 
 def paths(folder: Path) -> dict[str, Path]:
     return {"coordinator": folder / "run", **{site: folder / "sites" / site for site in SITES}}
 
 
-def write_study(
-    folder: Path, plan: Plan, *, spoil: Callable[[str, int], dict[str, Any]] | None = None
-) -> None:
+def write_study(folder: Path, plan: Plan, *, spoil: Callable[[str, int], dict[str, Any]] | None = None) -> None:
     """What a simulation leaves behind. spoil(owner, index): other arguments for one reservation."""
     files = {"synthetic.csv": hashlib.sha256(b"a,b\n").hexdigest()}
     (folder / "synthetic.csv").write_bytes(b"a,b\n")
@@ -163,24 +175,33 @@ def test_a_damaged_ledger_is_found(
 
 
 SPOILED: list[tuple[str, str, Callable[[str, int, Plan], dict[str, Any]]]] = [
-    ("less noise than planned", "events A",
-     lambda o, i, p: {"event": replace(p.stages[0].event, noise_multiplier=0.5)}
-     if (o, i) == ("A", 0) else {}),
-    ("not sampled", "events A",
-     lambda o, i, p: {"event": replace(p.stages[0].event, noise_multiplier=p.stages[1].noise_multiplier)}
-     if (o, i) == ("A", 2) else {}),
+    (
+        "less noise than planned",
+        "events A",
+        lambda o, i, p: {"event": replace(p.stages[0].event, noise_multiplier=0.5)} if (o, i) == ("A", 0) else {},
+    ),
+    (
+        "not sampled",
+        "events A",
+        lambda o, i, p: (
+            {"event": replace(p.stages[0].event, noise_multiplier=p.stages[1].noise_multiplier)}
+            if (o, i) == ("A", 2)
+            else {}
+        ),
+    ),
     ("counted twice as many steps", "events B", lambda o, i, p: {"count": 2} if (o, i) == ("B", 1) else {}),
     ("another plan", "events C", lambda o, i, p: {"plan_digest": "9" * 64} if o == "C" else {}),
-    ("a release that the plan lacks", "events C",
-     lambda o, i, p: {"release_id": "77"} if (o, i) == ("C", 5) else {}),
-    ("another spelling of a release", "events C",
-     lambda o, i, p: {"release_id": "05"} if (o, i) == ("C", 5) else {}),
+    ("a release that the plan lacks", "events C", lambda o, i, p: {"release_id": "77"} if (o, i) == ("C", 5) else {}),
+    ("another spelling of a release", "events C", lambda o, i, p: {"release_id": "05"} if (o, i) == ("C", 5) else {}),
     ("used with too few sites", "agreement", lambda o, i, p: {"skip": i == 3 and o in ("A", "B")}),
     ("charged behind the study's back", "agreement", lambda o, i, p: {"skip": i == 3 and o == "coordinator"}),
     ("two survivor sets", "agreement", lambda o, i, p: {"ballot": "3" * 64} if (o, i) == ("A", 2) else {}),
-    ("a vote for another survivor set", "agreement",
-     lambda o, i, p: {"ballot": "3" * 64, "voted": True} if (o, i) == ("A", 2) else {}),
-]  # fmt: skip
+    (
+        "a vote for another survivor set",
+        "agreement",
+        lambda o, i, p: {"ballot": "3" * 64, "voted": True} if (o, i) == ("A", 2) else {},
+    ),
+]
 
 
 @pytest.mark.parametrize(("what", "check", "spoil"), SPOILED, ids=[name for name, _, _ in SPOILED])
@@ -198,9 +219,7 @@ def test_a_site_that_voted_and_went_before_the_end_is_no_fault(tmp_path: Path, p
 
 def test_less_noise_breaks_the_budget_too(tmp_path: Path, plan: Plan) -> None:
     weak = replace(plan.stages[0].event, noise_multiplier=0.5)
-    write_study(
-        tmp_path, plan, spoil=lambda owner, index: {"event": weak} if (owner, index) == ("A", 0) else {}
-    )
+    write_study(tmp_path, plan, spoil=lambda owner, index: {"event": weak} if (owner, index) == ("A", 0) else {})
     report = audit(tmp_path)
     assert "budget" in failed(report)
     assert report.epsilons[0]["epsilon"] > 5  # recomputed from what ran, not from what was planned
@@ -211,7 +230,11 @@ CLAIMS: list[tuple[str, str, Callable[[dict[str, Any]], Any]]] = [
     ("epsilon left out", "claimed ε", lambda r: r["privacy"]["prices"].pop(2)),
     ("another delta", "claimed ε", lambda r: r["privacy"].update(delta=1e-7)),
     ("statement", "claimed ε", lambda r: r["privacy"]["statement"].update(epsilon=(1.0).hex())),
-    ("fewer trusted sites", "claimed ε", lambda r: r["privacy"]["statement"].update(survivors=1, colluders=0, sites=99)),
+    (
+        "fewer trusted sites",
+        "claimed ε",
+        lambda r: r["privacy"]["statement"].update(survivors=1, colluders=0, sites=99),
+    ),
     ("no trusted sites", "claimed ε", lambda r: r["privacy"]["statement"].pop("survivors")),
     ("unit", "claimed ε", lambda r: r["privacy"]["statement"].update(unit="hospital")),
     ("no claim", "claimed ε", lambda r: r.pop("privacy")),
@@ -224,9 +247,7 @@ CLAIMS: list[tuple[str, str, Callable[[dict[str, Any]], Any]]] = [
 
 
 @pytest.mark.parametrize(("what", "check", "edit"), CLAIMS, ids=[name for name, _, _ in CLAIMS])
-def test_a_false_claim_is_found(
-    study: Path, what: str, check: str, edit: Callable[[dict[str, Any]], Any]
-) -> None:
+def test_a_false_claim_is_found(study: Path, what: str, check: str, edit: Callable[[dict[str, Any]], Any]) -> None:
     change(study / "result.json", edit)
     assert check in failed(audit(study))
 
@@ -260,9 +281,7 @@ def test_a_rehearsal_without_noise_does_not_pass(tmp_path: Path, plan: Plan) -> 
     "name", ["manifest.json", "plan.json", "result.json", "run/ledger.jsonl", "sites/C/ledger.jsonl"]
 )
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b"\xff\xfe", b"[" * 100_000])
-def test_missing_and_broken_files_are_findings_not_tracebacks(
-    study: Path, name: str, content: bytes | None
-) -> None:
+def test_missing_and_broken_files_are_findings_not_tracebacks(study: Path, name: str, content: bytes | None) -> None:
     path = study / name
     if content is None:
         path.unlink()

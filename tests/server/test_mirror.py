@@ -94,9 +94,7 @@ def test_a_fork_is_found(tmp_path: Path, site: Ledger, mirror: Mirror) -> None:
             mirror.receive("A", sent(two, mirror.size("A")))
 
 
-def test_a_restored_backup_is_found_although_it_verifies(
-    tmp_path: Path, site: Ledger, mirror: Mirror
-) -> None:
+def test_a_restored_backup_is_found_although_it_verifies(tmp_path: Path, site: Ledger, mirror: Mirror) -> None:
     site.close()
     backup = tmp_path / "backup.db"
     shutil.copy(tmp_path / "a.db", backup)
@@ -104,9 +102,7 @@ def test_a_restored_backup_is_found_although_it_verifies(
         reserve(live, "1")
         mirror.receive("A", sent(live))
         assert mirror.confirm("A", live.checkpoint()) == live.head()
-    with Ledger.open(
-        backup, KEYS["A"], clock=lambda: 0
-    ) as old:  # burns release 0: one line behind the live one
+    with Ledger.open(backup, KEYS["A"], clock=lambda: 0) as old:  # burns release 0: one line behind the live one
         with pytest.raises(CheckFailed, match="MIRROR-ROLLBACK"):
             mirror.confirm("A", old.checkpoint())
         while old.head().size < mirror.size("A"):

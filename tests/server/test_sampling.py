@@ -33,9 +33,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def sample(
-    folder: RunFolder, tmp_path: Path, rows: int = 300, *, seed: int = 0, where: str | None = None,
-    balance: str | None = None, name: str = "rows.parquet",
-) -> pd.DataFrame:  # fmt: skip
+    folder: RunFolder,
+    tmp_path: Path,
+    rows: int = 300,
+    *,
+    seed: int = 0,
+    where: str | None = None,
+    balance: str | None = None,
+    name: str = "rows.parquet",
+) -> pd.DataFrame:
     path = tmp_path / name
     write_rows(folder, rows, [path], seed=seed, where=parse_where(where, folder), balance=balance)
     return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
@@ -76,15 +82,23 @@ def test_rows_keep_the_condition(
 @pytest.mark.parametrize(
     ("where", "code"),
     [
-        ("height>3", "WHERE-COLUMN"), ("sex", "WHERE-FORM"), ("sex=X", "WHERE-VALUE"), ("sex<F", "WHERE-SIGN"),
-        ("age=old", "WHERE-VALUE"), ("age!=3", "WHERE-VALUE"), ("sex=F and sex=M", "WHERE-EMPTY"),
-        ("age>50 and age<40", "WHERE-EMPTY"), ("age>99", "WHERE-EMPTY"), ("id=p0001", "WHERE-COLUMN"),
-        ("age>=1e400", "WHERE"), ("seen>2021-13-45", "WHERE-VALUE"), ("=", "WHERE-FORM"), ("age>", "WHERE-FORM"),
+        ("height>3", "WHERE-COLUMN"),
+        ("sex", "WHERE-FORM"),
+        ("sex=X", "WHERE-VALUE"),
+        ("sex<F", "WHERE-SIGN"),
+        ("age=old", "WHERE-VALUE"),
+        ("age!=3", "WHERE-VALUE"),
+        ("sex=F and sex=M", "WHERE-EMPTY"),
+        ("age>50 and age<40", "WHERE-EMPTY"),
+        ("age>99", "WHERE-EMPTY"),
+        ("id=p0001", "WHERE-COLUMN"),
+        ("age>=1e400", "WHERE"),
+        ("seen>2021-13-45", "WHERE-VALUE"),
+        ("=", "WHERE-FORM"),
+        ("age>", "WHERE-FORM"),
     ],
-)  # fmt: skip
-def test_a_condition_that_cannot_be_kept_is_refused(
-    folder: RunFolder, tmp_path: Path, where: str, code: str
-) -> None:
+)
+def test_a_condition_that_cannot_be_kept_is_refused(folder: RunFolder, tmp_path: Path, where: str, code: str) -> None:
     with pytest.raises(UsageError) as caught:
         sample(folder, tmp_path, where=where)
     assert caught.value.code.startswith(code)
@@ -120,12 +134,8 @@ def test_both_files_hold_the_same_rows_in_the_dictionarys_types(folder: RunFolde
     assert write_rows(folder, 500, outs, seed=4) == 500
     parquet, csv = pd.read_parquet(outs[0]), pd.read_csv(outs[1], keep_default_na=False, dtype=str)
     assert list(parquet.columns) == list(csv.columns) == NAMES
-    assert pd.api.types.is_integer_dtype(parquet.age.dtype) and pd.api.types.is_integer_dtype(
-        parquet.grade.dtype
-    )
-    assert pd.api.types.is_float_dtype(parquet.dose.dtype) and pd.api.types.is_bool_dtype(
-        parquet.smoker.dtype
-    )
+    assert pd.api.types.is_integer_dtype(parquet.age.dtype) and pd.api.types.is_integer_dtype(parquet.grade.dtype)
+    assert pd.api.types.is_float_dtype(parquet.dose.dtype) and pd.api.types.is_bool_dtype(parquet.smoker.dtype)
     assert parquet.sex.dropna().isin(["F", "M"]).all() and parquet.grade.dropna().isin([1, 2, 3]).all()
     assert parquet.age.between(0, 99).all() and not parquet.age.isna().any()  # required
     assert parquet.dose.dropna().between(0, 10).all() and (parquet.dose.dropna() * 2 % 1 == 0).all()

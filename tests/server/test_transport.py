@@ -56,9 +56,7 @@ class ScriptedGrid(Grid):
             ids.append(f"m{self.sent}")
             self.pushed.append(message)
             if message.metadata.message_type == "query.hello":
-                answers = (
-                    [(0.0, reply(Parcel(site=self.names[node]), to=message))] if self.names[node] else []
-                )
+                answers = [(0.0, reply(Parcel(site=self.names[node]), to=message))] if self.names[node] else []
             else:
                 answers = self.answer(message)
             self.on_way += [(self.time + wait, answer) for wait, answer in answers]

@@ -76,9 +76,7 @@ def test_simulate_says_what_it_did(done: Path) -> None:
 def test_json_is_json(study: tuple[Path, Path], done: Path, tmp_path: Path, quick: None) -> None:
     checked = call("study", "check", study[0], "--sites", 3, "--json")
     assert checked.exit_code == 0 and json.loads(checked.stdout)["epsilon"]["add-remove"]["1"] <= 20.0
-    ran = call(
-        "simulate", study[0], "--table", study[1], "--split", "iid:3", "--out", tmp_path / "out", "--json"
-    )
+    ran = call("simulate", study[0], "--table", study[1], "--split", "iid:3", "--out", tmp_path / "out", "--json")
     assert ran.exit_code == 0 and json.loads(ran.stdout)["format"] == "cohortium-result/1"
     audited = call("audit", done, "--json")
     assert audited.exit_code == 0 and json.loads(audited.stdout)["ok"] is True
@@ -160,7 +158,11 @@ def edited(**columns: Any) -> pd.DataFrame:
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("a column that the dictionary does not know", {"table": edited(extra=1)}, "extra"),
     ("a column that the table lacks", {"table": small_table(40).drop(columns="dose")}, "dose"),
-    ("a dictionary of another table", {"dictionary": changed(age={"name": "alter", "type": "integer", "constraints": {"minimum": 0, "maximum": 9}})}, "alter"),
+    (
+        "a dictionary of another table",
+        {"dictionary": changed(age={"name": "alter", "type": "integer", "constraints": {"minimum": 0, "maximum": 9}})},
+        "alter",
+    ),
     ("a string without levels", {"dictionary": changed(sex={"name": "sex", "type": "string"})}, "DICT-LEVELS"),
     ("a type that does not exist", {"dictionary": changed(sex={"name": "sex", "type": "text"})}, "DICT"),
     ("text where a number belongs", {"table": edited(dose=["two"] * len(edited()))}, "TABLE-VALUE"),
@@ -169,7 +171,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("more survivors than sites", {"survivors": 9}, "STUDY-SURVIVORS"),
     ("a generator that is not there", {"generator": "gan"}, "generator"),
     ("a unit that is not there", {"unit": "person"}, "unit"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("options", "word"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
@@ -181,12 +183,7 @@ def test_wrong_input_is_explained(tmp_path: Path, options: dict[str, Any], word:
 
 
 def test_an_epsilon_too_small_for_the_plan(study: tuple[Path, Path], tmp_path: Path) -> None:
-    text = (
-        study[0]
-        .read_text()
-        .replace("epsilon = 20.0", "epsilon = 1e-7")
-        .replace("delta = 1e-6", "delta = 1e-12")
-    )
+    text = study[0].read_text().replace("epsilon = 20.0", "epsilon = 1e-7").replace("delta = 1e-6", "delta = 1e-12")
     study[0].write_text(text)
     says(call("study", "check", study[0], "--sites", 3), 3, "PLAN-EPSILON")
     says(
@@ -204,17 +201,33 @@ def with_one_row_hospital() -> pd.DataFrame:
 
 
 RIGHT: list[tuple[str, dict[str, Any], str]] = [
-    ("a hospital of one row", {"table": with_one_row_hospital().assign(id=lambda t: t.site + t.id),
-     "dictionary": {**DICTIONARY, "fields": [*DICTIONARY["fields"], {"name": "site", "type": "string", "constraints": {"enum": ["a", "b", "one"]}}]}}, "by:site"),
+    (
+        "a hospital of one row",
+        {
+            "table": with_one_row_hospital().assign(id=lambda t: t.site + t.id),
+            "dictionary": {
+                **DICTIONARY,
+                "fields": [
+                    *DICTIONARY["fields"],
+                    {"name": "site", "type": "string", "constraints": {"enum": ["a", "b", "one"]}},
+                ],
+            },
+        },
+        "by:site",
+    ),
     ("a hospital without rows", {"survivors": 5}, "dirichlet:sex:6:0.02"),
     ("a constant column", {"table": edited(sex="F", age=50)}, "iid:3"),
     ("a column of nothing", {"table": edited(dose=np.nan, sex=None)}, "iid:3"),
-    ("a level that never occurs", {"dictionary": changed(sex={"name": "sex", "type": "string", "constraints": {"enum": ["F", "M", "X"]}})}, "iid:3"),
+    (
+        "a level that never occurs",
+        {"dictionary": changed(sex={"name": "sex", "type": "string", "constraints": {"enum": ["F", "M", "X"]}})},
+        "iid:3",
+    ),
     ("NaN and infinity", {"table": edited(dose=lambda t: np.where(t.index % 2 == 0, np.inf, np.nan))}, "iid:3"),
     ("values far outside", {"table": edited(dose=1e9, sex="Z")}, "iid:3"),
     ("the same patient many times", {"table": pd.concat([small_table(10)] * 4)}, "iid:3"),
     ("a single patient a hospital", {"table": small_table(3)}, "iid:3"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("options", "split"), [w[1:] for w in RIGHT], ids=[w[0] for w in RIGHT])
@@ -223,11 +236,7 @@ def test_odd_input_runs(tmp_path: Path, quick: None, options: dict[str, Any], sp
     out = tmp_path / "out"
     says(call("simulate", study, "--table", table, "--split", split, "--out", out), 0)
     rows = pd.read_parquet(out / "synthetic.parquet")
-    assert (
-        len(rows) == 60
-        and rows.dose.dropna().between(0, 10).all()
-        and rows.sex.dropna().isin(["F", "M", "X"]).all()
-    )
+    assert len(rows) == 60 and rows.dose.dropna().between(0, 10).all() and rows.sex.dropna().isin(["F", "M", "X"]).all()
     says(call("audit", out), 0)
 
 
@@ -286,9 +295,7 @@ def spoil_rows(out: Path) -> None:
     (out / "synthetic.csv").write_text((out / "synthetic.csv").read_text().replace("F", "M", 1))
 
 
-@pytest.mark.parametrize(
-    "spoil", [spoil_bit, spoil_line, spoil_last_line, spoil_signature, spoil_epsilon, spoil_rows]
-)
+@pytest.mark.parametrize("spoil", [spoil_bit, spoil_line, spoil_last_line, spoil_signature, spoil_epsilon, spoil_rows])
 def test_audit_finds(done: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     out = tmp_path / "copy"
     shutil.copytree(done, out)
@@ -297,9 +304,7 @@ def test_audit_finds(done: Path, tmp_path: Path, spoil: Callable[[Path], None]) 
     assert result.exit_code == 1 and "✗" in result.output and "Traceback" not in result.output
 
 
-def test_an_error_we_did_not_foresee(
-    study: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_we_did_not_foresee(study: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """70, a code and no word of what was in the exception: it may hold values."""
     import cohortium.simulations.run as module
 
@@ -327,8 +332,11 @@ def test_ctrl_c_stops_between_releases_and_resume_goes_on(tmp_path: Path) -> Non
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     begun = subprocess.Popen(
         command("simulate", study, "--table", table, "--split", "iid:3", "--out", out, "--json"),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     until = time.monotonic() + 120
     while len(list((out / "run" / "answers").glob("*.npz"))) < 6 and time.monotonic() < until:
         assert begun.poll() is None, begun.communicate()

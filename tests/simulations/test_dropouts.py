@@ -95,9 +95,7 @@ def holds(out: Path) -> bool:
     [(phase, kind) for phase in ("prepare", "mask") for kind in ("crash", "crash-after", "lost")]
     + [("agree", "crash"), ("unmask", "crash")],
 )
-def test_one_hospital_less_at_each_step(
-    simulate: Simulate, first_counts: list[Counts], phase: str, kind: Any
-) -> None:
+def test_one_hospital_less_at_each_step(simulate: Simulate, first_counts: list[Counts], phase: str, kind: Any) -> None:
     """A round goes on with t = 3 of 4, and its answer is exactly the sum of those it names."""
     script = [Fault(kind=kind, site=f"site-{n}", label=f"{i}/{phase}") for n, i in enumerate(KINDS, start=1)]
     out = simulate(faults=script, **FOUR)
@@ -156,20 +154,25 @@ def test_a_void_gradient_step_is_skipped(simulate: Simulate, phase: str) -> None
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("tamper-reply", {"bit": 4001}), ("tamper-request", {"bit": 4001}), ("tamper-reply", {"bit": 3}), ("stale", {}),
-        ("twice", {}), ("replay", {}), ("held", {}), ("reply-lost", {}), ("late", {"seconds": 5.0}),
+        ("tamper-reply", {"bit": 4001}),
+        ("tamper-request", {"bit": 4001}),
+        ("tamper-reply", {"bit": 3}),
+        ("stale", {}),
+        ("twice", {}),
+        ("replay", {}),
+        ("held", {}),
+        ("reply-lost", {}),
+        ("late", {"seconds": 5.0}),
         ("late", {"seconds": 9999.0}),
     ],
-)  # fmt: skip
+)
 def test_one_bad_line_spoils_at_most_its_own_hospital(
     simulate: Simulate, first_counts: list[Counts], kind: Any, options: dict[str, Any]
 ) -> None:
     """One message in every step of every round is spoilt for site-2. The run ends; what it says holds; nothing is
     charged twice; no other hospital drops."""
     labels = [f"{index}/{phase}" for index in (0, 3, 4) for phase in ("mask", "agree", "unmask")]
-    out = simulate(
-        faults=[Fault(kind=kind, site="site-2", label=label, **options) for label in labels], **FOUR
-    )
+    out = simulate(faults=[Fault(kind=kind, site="site-2", label=label, **options) for label in labels], **FOUR)
     releases = last_releases(out)
     assert sorted(releases) == list(range(6))
     for index, event in releases.items():

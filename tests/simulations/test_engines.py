@@ -75,9 +75,12 @@ def test_a_run_can_be_made_anew_in_the_same_place(tmp_path: Path, expected: str)
         for path in sites(tmp_path / "run"):
             assert not list(path.iterdir())
         got = run(
-            three_exchanges, sites=list((tmp_path / "run" / "sites").iterdir()),
-            engine=InProcess(), log=tmp_path / "e.log", opener=Chain,
-        )  # fmt: skip
+            three_exchanges,
+            sites=list((tmp_path / "run" / "sites").iterdir()),
+            engine=InProcess(),
+            log=tmp_path / "e.log",
+            opener=Chain,
+        )
         assert got == expected, "the order of the directories does not matter"
         (tmp_path / "run").rename(tmp_path / f"kept-{_}")
 
@@ -108,8 +111,11 @@ def test_flowers_words_go_to_the_log_and_its_handlers_come_back(
     before = list(flower.handlers)
     run(
         lambda courier: flower.warning("a word of Flower's"),
-        sites=sites(tmp_path), engine=InProcess(), log=tmp_path / "deep" / "e.log", opener=Chain,
-    )  # fmt: skip
+        sites=sites(tmp_path),
+        engine=InProcess(),
+        log=tmp_path / "deep" / "e.log",
+        opener=Chain,
+    )
     assert "a word of Flower's" in (tmp_path / "deep" / "e.log").read_text()
     assert flower.handlers == before
     assert capfd.readouterr() == ("", "")
@@ -141,9 +147,7 @@ def test_ray_same_bytes_and_nothing_left_running(
     # Ray's workers cannot import a test module.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     before = children()
-    got = run(
-        three_exchanges, sites=sites(tmp_path), engine=Ray(cpus=2), log=tmp_path / "e.log", opener=Chain
-    )
+    got = run(three_exchanges, sites=sites(tmp_path), engine=Ray(cpus=2), log=tmp_path / "e.log", opener=Chain)
     assert got == expected
     assert children() <= before
     assert capfd.readouterr() == ("", ""), "the terminal belongs to the study"

@@ -36,8 +36,14 @@ def pooled(out: Path, table: Path, **options: Any) -> tuple[Model, PooledAsk]:
     folder = RunFolder(root=out)
     entropy = SeededEntropy(seed=SEED, site="pooled")
     return fit_pooled(
-        folder.study(), folder.plan(), read(table), seed=SEED, entropy=entropy, run=str(folder.facts()["run"]), **options
-    )  # fmt: skip
+        folder.study(),
+        folder.plan(),
+        read(table),
+        seed=SEED,
+        entropy=entropy,
+        run=str(folder.facts()["run"]),
+        **options,
+    )
 
 
 def arrays(model: Model) -> dict[str, bytes]:
@@ -90,9 +96,7 @@ def test_rows_as_units_and_held_out_patients_too(simulate: Simulate, tmp_path: P
         out = simulate("iid:4", survivors=3, noise=False, unit=unit, evaluation=evaluation)
         reference, ask = pooled(out, tmp_path / "study" / "table.parquet")
         assert arrays(RunFolder(root=out).model()) == arrays(reference)
-        assert len(answers(out)) == len(ask.answers) + bool(
-            evaluation
-        )  # the evaluation is asked after the fit
+        assert len(answers(out)) == len(ask.answers) + bool(evaluation)  # the evaluation is asked after the fit
 
 
 def test_a_difference_in_one_cell_is_seen(simulate: Simulate, tmp_path: Path) -> None:
@@ -120,9 +124,7 @@ def test_the_fast_path_is_off_by_half_a_unit_per_site(
         return really(self, index, stage, query, **rest)
 
     monkeypatch.setattr(SecureSum, "answer", noted)
-    out = simulate(
-        f"iid:{sites}", survivors=sites // 2 + 1, generator="autoregressive", rounds=4, noise=False
-    )
+    out = simulate(f"iid:{sites}", survivors=sites // 2 + 1, generator="autoregressive", rounds=4, noise=False)
     questions = iter(asked)
 
     def same_question(query: AnyQuery) -> AnyQuery:
@@ -182,14 +184,10 @@ def test_with_noise_the_scores_agree_within_the_seeds_spread(
     scores: dict[str, list[dict[str, float]]] = {}
     for split, survivors in (("iid:5", 5), ("iid:10", 10)):
         text = study.read_text()
-        (tmp_path / "study" / "now.toml").write_text(
-            text.replace("survivors = 5", f"survivors = {survivors}")
-        )
+        (tmp_path / "study" / "now.toml").write_text(text.replace("survivors = 5", f"survivors = {survivors}"))
         for seed in range(5):
             out = tmp_path / f"{split}-{seed}".replace(":", "")
-            prepare(
-                Request(study=tmp_path / "study" / "now.toml", table=table, split=split, out=out, seed=seed)
-            )
+            prepare(Request(study=tmp_path / "study" / "now.toml", table=table, split=split, out=out, seed=seed))
             run(out)
             found = finish(out)["scores"]["figures"]
             scores.setdefault(split, []).append({name: f["value"] for name, f in found.items()})

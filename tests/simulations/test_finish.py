@@ -16,9 +16,7 @@ from cohortium.simulations.run import Request, prepare, run
 
 def notes(out: Path) -> list[str]:
     return [
-        line.body["about"]
-        for line in chain.read_jsonl(out / "run" / "ledger.jsonl")
-        if line.body["kind"] == "note"
+        line.body["about"] for line in chain.read_jsonl(out / "run" / "ledger.jsonl") if line.body["kind"] == "note"
     ]
 
 
@@ -54,8 +52,6 @@ def test_a_finished_simulation(simulate: Callable[..., Path]) -> None:
         vault.close()
     for site in (out / "sites").iterdir():  # every release went through a vote that its ledger knew first
         states = [
-            line.body["state"]
-            for line in chain.read_jsonl(site / "ledger.jsonl")
-            if line.body["kind"] == "advance"
+            line.body["state"] for line in chain.read_jsonl(site / "ledger.jsonl") if line.body["kind"] == "advance"
         ]
         assert states == ["SEALED", "UNMASKED", "RELEASED"] * RunFolder(root=out).plan().releases

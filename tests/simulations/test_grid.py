@@ -47,9 +47,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
     close_guards()
 
 
-def start(
-    home: Path, *script: Fault, wire: bool = False, threads: int = 1
-) -> tuple[InProcessGrid, GridCourier]:
+def start(home: Path, *script: Fault, wire: bool = False, threads: int = 1) -> tuple[InProcessGrid, GridCourier]:
     client = courier_app(Courier(directories=tuple(home / name for name in NAMES), opener=Diary))
     grid = InProcessGrid(client, NAMES, faults=Faults(script), wire=wire, threads=threads)
     courier = GridCourier(grid)

@@ -53,7 +53,7 @@ def overheard(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[int, AnyQuery], Mes
 def test_each_message_carries_the_whole_noise(
     simulate: Simulate, overheard: tuple[dict[int, AnyQuery], Messages], sites: int
 ) -> None:
-    """Not a share of it: message minus the same hospital's noiseless answer has the plan's σ, for any number of sites."""
+    """Not a share of it: a message minus the same hospital's noiseless answer has the plan's σ."""
     questions, vectors = overheard
     noisy = simulate(f"iid:{sites}", strategy="local")
     said = {index: dict(by_site) for index, by_site in vectors.items()}
@@ -75,10 +75,7 @@ def test_a_study_of_one_hospital_runs_and_is_audited(simulate: Simulate) -> None
     out = simulate("iid:1", strategy="local")
     result = finish(out)
     assert audit(out).ok
-    assert (
-        "local" in str(result["privacy"]["statement"])
-        and float(result["privacy"]["prices"][0]["epsilon"]) <= 20.0
-    )
+    assert "local" in str(result["privacy"]["statement"]) and float(result["privacy"]["prices"][0]["epsilon"]) <= 20.0
 
 
 @pytest.mark.parametrize("server_step", ["average", "momentum", "adam"])

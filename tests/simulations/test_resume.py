@@ -6,6 +6,7 @@ and at random moments. After each kill every ledger verifies and holds a charge 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -75,9 +76,7 @@ def nothing_unpaid(out: Path) -> None:
             vault.close()
             if asked is not None:
                 named, index, _ = asked.decode().split("/")
-                assert (named, index) in found[site.name].entries, (
-                    f"{site.name} sealed {index} and did not charge it"
-                )
+                assert (named, index) in found[site.name].entries, f"{site.name} sealed {index} and did not charge it"
     for path in (out / "run" / "answers").glob("*.npz"):
         with np.load(path) as file:
             facts = json.loads(str(file["facts"]))
@@ -92,9 +91,12 @@ class Zygote:
     def __init__(self) -> None:
         script = Path(__file__).with_name("crash_run.py")
         self._process = subprocess.Popen(
-            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"},
-        )  # fmt: skip
+        )
 
     def start(self, out: Path, die_at: int | None = None) -> int:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -238,10 +240,8 @@ def test_killed_at_random_moments(simulate: Simulate, zygote: Zygote) -> None:
             pid = zygote.start(out)
             time.sleep(dice.random() * duration)
             # The fork may have ended by itself; its pid is not given away before the zygote has waited for it.
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             kills += zygote.ended()["signal"] == signal.SIGKILL
             nothing_unpaid(out)
         ends.append(goes_on_to_its_end(zygote, out, reference))

@@ -102,9 +102,7 @@ def test_made_up_tables_have_what_the_benchmark_promises() -> None:
 
 def test_medians_of_runs_that_take_turns() -> None:
     order: list[str] = []
-    seconds = interleaved(
-        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3, warm_up=1
-    )
+    seconds = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3, warm_up=1)
     assert order == ["a", "b"] * 4 and set(seconds) == {"a", "b"} and min(seconds.values()) >= 0
 
 

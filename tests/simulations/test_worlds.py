@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from cohortium.client.records import records
 from cohortium.client.sources.base import read
 from cohortium.common.errors import CohortiumError, TableError, UsageError
 from cohortium.common.schema import Schema
 from cohortium.simulations.worlds import Split, site_name, split
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 DATA = Path(__file__).resolve().parents[2] / "simulations" / "data"
 HEART = read(DATA / "heart.parquet")
@@ -22,9 +23,7 @@ HEART = read(DATA / "heart.parquet")
 def visits(patients: int = 60, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     pid = rng.integers(0, patients, 5 * patients)
-    return pd.DataFrame(
-        {"pid": pid, "sex": np.where(pid % 3 == 0, "F", "M"), "age": rng.normal(60, 9, len(pid))}
-    )
+    return pd.DataFrame({"pid": pid, "sex": np.where(pid % 3 == 0, "F", "M"), "age": rng.normal(60, 9, len(pid))})
 
 
 @pytest.mark.parametrize("how", ["by:sex", "iid:1", "iid:7", "dirichlet:sex:5:0.3", "dirichlet:age:4:100"])
@@ -52,8 +51,11 @@ def test_iid_sites_have_equal_numbers_of_patients_and_names_that_sort() -> None:
 def test_the_demo_hospitals() -> None:
     sites = split(HEART, "by:hospital", unit="patient")
     assert {name: len(site) for name, site in sites.items()} == {
-        "budapest": 293, "cleveland": 304, "long-beach": 200, "zurich-basel": 123,
-    }  # fmt: skip
+        "budapest": 293,
+        "cleveland": 304,
+        "long-beach": 200,
+        "zurich-basel": 123,
+    }
 
 
 def test_the_demo_table_fits_its_dictionary_and_is_clean() -> None:

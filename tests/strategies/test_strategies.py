@@ -95,9 +95,7 @@ def test_an_answer_out_of_range_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", ["/prepare", "/agree", "/unmask"])
 @pytest.mark.parametrize("why", ["no answer", "no fields", "another kind"])
-def test_one_site_that_fails_in_any_exchange_does_not_spoil_the_sum(
-    step: str, why: str, tmp_path: Path
-) -> None:
+def test_one_site_that_fails_in_any_exchange_does_not_spoil_the_sum(step: str, why: str, tmp_path: Path) -> None:
     made = ward(tmp_path, plan(SITES, mode="secure-sum", stages=QUIET), noise=False)
     total = answer(made, {"b": BAD[why]}, step)
     assert np.array_equal(total.values, checks.plain_sum(made, counts(), total.sites))
@@ -142,6 +140,4 @@ def checks_strategy(made: Ward) -> Any:
     from cohortium.strategies.secure_sum import SecureSum
 
     identities = {site: key(site).public_key() for site in SITES}
-    return SecureSum(
-        plan=made.plan, run=RUN, identities=identities, exchange=made.exchange, mirrored=lambda site: 0
-    )
+    return SecureSum(plan=made.plan, run=RUN, identities=identities, exchange=made.exchange, mirrored=lambda site: 0)

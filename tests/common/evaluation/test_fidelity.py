@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
+from threadpoolctl import threadpool_limits
+
 from cohortium.common.errors import TableError
 from cohortium.common.evaluation import cells, fidelity, references
 from cohortium.common.evaluation.base import Scores
 from cohortium.common.evaluation.exact import exact_scores
 from cohortium.common.evaluation.fidelity import Ruler
 from cohortium.common.schema import Schema
-from scipy import stats
-from threadpoolctl import threadpool_limits
 
 DOCUMENT = {
     "name": "toy",
@@ -57,9 +58,7 @@ def population(rows: int, seed: int) -> pd.DataFrame:
 def score(synthetic: pd.DataFrame, *, test: pd.DataFrame | None = None, **more: object) -> Scores:
     arguments = {"target": "dead", "unit": "pid"} | more
     held_out = population(400, 2) if test is None else test
-    return exact_scores(
-        schema=SCHEMA, train=population(900, 1), test=held_out, synthetic=synthetic, **arguments
-    )
+    return exact_scores(schema=SCHEMA, train=population(900, 1), test=held_out, synthetic=synthetic, **arguments)
 
 
 def test_the_three_figures_equal_the_benchmark() -> None:
@@ -74,9 +73,7 @@ def test_the_three_figures_equal_the_benchmark() -> None:
     synthetic = references.shuffled(population(700, 3), seed=0)
     with threadpool_limits(limits=1, user_api="openmp"):
         expected = module.score(DOCUMENT, "dead", train, test, synthetic)
-    got = exact_scores(
-        schema=SCHEMA, train=train, test=test, synthetic=synthetic, target="dead", unit="pid"
-    ).figures
+    got = exact_scores(schema=SCHEMA, train=train, test=test, synthetic=synthetic, target="dead", unit="pid").figures
     for key, name in (("tvd1", "tvd1"), ("tvd2", "tvd2"), ("tstr_auc", "tstr_auc"), ("trtr_auc", "trtr_auc")):
         assert got[key].value == pytest.approx(expected[name], abs=5.1e-5), key
     assert got["tvd1"].reference == pytest.approx(expected["floor1"], abs=5.1e-5)
@@ -222,9 +219,7 @@ def test_degenerate_tables_are_scored(spoil: str) -> None:
             table["bmi"] = [np.inf, -np.inf] * (len(table) // 2)
     if spoil == "one-row":
         train, test, synthetic = train[:1], test[:1], synthetic[:1]
-    scores = exact_scores(
-        schema=SCHEMA, train=train, test=test, synthetic=synthetic, target="dead", unit="pid"
-    )
+    scores = exact_scores(schema=SCHEMA, train=train, test=test, synthetic=synthetic, target="dead", unit="pid")
     assert scores.figures["tvd1"].value is not None
     if spoil != "inf":
         assert scores.figures["tstr_auc"].value is None and scores.figures["tstr_auc"].reason
@@ -232,9 +227,7 @@ def test_degenerate_tables_are_scored(spoil: str) -> None:
 
 def test_one_column_has_no_pairs() -> None:
     schema = Schema.from_dict({**DOCUMENT, "fields": DOCUMENT["fields"][:2]})
-    scores = exact_scores(
-        schema=schema, train=population(60, 1), test=population(30, 2), synthetic=population(40, 3)
-    )
+    scores = exact_scores(schema=schema, train=population(60, 1), test=population(30, 2), synthetic=population(40, 3))
     assert scores.associations is None
     assert scores.figures["tvd2"].value is None
     assert any("tvd2" in line for line in scores.unassessed)

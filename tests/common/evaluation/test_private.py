@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from cohortium.common.evaluation.private import patient_number, private_columns
 
 
@@ -48,8 +49,7 @@ def test_intervals_cover_and_the_mean_is_debiased(shift: float) -> None:
         covered += [c.figure.low <= t <= c.figure.high for c, t in zip(got.columns, truth)]
         errors.append(got.mean.figure.value - (1 - truth.mean()))
         naive.append(
-            np.mean([0.5 * np.abs(x / x.sum() - m / m.sum()).sum() for x, m in zip(noised, made)])
-            - truth.mean()
+            np.mean([0.5 * np.abs(x / x.sum() - m / m.sum()).sum() for x, m in zip(noised, made)]) - truth.mean()
         )
     assert np.mean(covered) > 0.90
     assert abs(np.mean(errors)) < 0.008

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
 from cohortium.common.evaluation.base import (
     BudgetFacts,
     Figure,
@@ -165,9 +166,7 @@ def test_hostile_names_stay_text() -> None:
         study_id=HOSTILE,
         title=HOSTILE,
         statement=HOSTILE,
-        rounds=(
-            RoundRow(round=1, purpose=HOSTILE, answered=(HOSTILE,), dropped=("b" + HOSTILE,), seconds=1.0),
-        ),
+        rounds=(RoundRow(round=1, purpose=HOSTILE, answered=(HOSTILE,), dropped=("b" + HOSTILE,), seconds=1.0),),
         provenance={HOSTILE: HOSTILE},
         warnings=(HOSTILE,),
         not_protected=(HOSTILE,),

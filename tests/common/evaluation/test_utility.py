@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
+
 from cohortium.common.evaluation import utility
 from cohortium.common.schema import Schema
-from sklearn.metrics import roc_auc_score
 
 SCHEMA = Schema.from_dict(
     {
@@ -29,9 +30,7 @@ def table(rows: int, seed: int, levels: tuple[str, ...] = ("no", "yes")) -> pd.D
         {
             "x": x,
             "site": rng.choice(["a", "b"], rows),
-            "y": np.array(levels)[
-                np.clip(np.digitize(x + rng.normal(0, 0.7, rows), [0, 1][: len(levels) - 1]), 0, 9)
-            ],
+            "y": np.array(levels)[np.clip(np.digitize(x + rng.normal(0, 0.7, rows), [0, 1][: len(levels) - 1]), 0, 9)],
             "t": rng.integers(0, 5000, rows),
         }
     )
@@ -49,9 +48,7 @@ def test_weighted_auc_equals_scikit_learn_with_ties() -> None:
     weights = np.stack([np.ones(150, dtype=int), rng.integers(0, 4, 150)])
     got = utility.auc_means(scores, hits, weights)
     for row, w in zip(got, weights):
-        assert row == pytest.approx(
-            np.mean([roc_auc_score(h, s, sample_weight=w) for h, s in zip(hits, scores)])
-        )
+        assert row == pytest.approx(np.mean([roc_auc_score(h, s, sample_weight=w) for h, s in zip(hits, scores)]))
 
 
 def test_good_synthetic_rows_predict_and_useless_ones_do_not() -> None:
@@ -100,9 +97,7 @@ def test_in_sample_scores_are_cross_fitted() -> None:
         ("y", {"test": table(200, 2)[:4]}, "Fewer than 5"),
     ],
 )
-def test_what_cannot_be_assessed_says_why(
-    target: str | None, tables: dict[str, pd.DataFrame], words: str
-) -> None:
+def test_what_cannot_be_assessed_says_why(target: str | None, tables: dict[str, pd.DataFrame], words: str) -> None:
     with pytest.raises(utility.CannotBeAssessed, match=words):
         predict(target, **tables)
 
@@ -111,10 +106,6 @@ def test_a_patient_with_many_rows_widens_the_interval() -> None:
     """Rows of one patient are copies: counting them as independent would be surer than the data allow."""
     scores, hits = np.random.default_rng(0).random((1, 50)), np.random.default_rng(1).random((1, 50)) < 0.5
     repeated = np.repeat(np.arange(50), 8)
-    by_patient = utility.auc_means(
-        scores[:, repeated], hits[:, repeated], utility._resamples(repeated, seed=0)
-    )
-    by_row = utility.auc_means(
-        scores[:, repeated], hits[:, repeated], utility._resamples(np.arange(400), seed=0)
-    )
+    by_patient = utility.auc_means(scores[:, repeated], hits[:, repeated], utility._resamples(repeated, seed=0))
+    by_row = utility.auc_means(scores[:, repeated], hits[:, repeated], utility._resamples(np.arange(400), seed=0))
     assert by_patient[1:].std() > 2 * by_row[1:].std()

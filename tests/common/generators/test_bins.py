@@ -23,9 +23,7 @@ from cohortium.common.schema import Schema
 def grid(kind: str = "integer", low: float = 0, high: float = 200, *, required: bool = True, **more: object):  # type: ignore[no-untyped-def]
     constraints = {"minimum": low, "maximum": high, "required": required} | more
     return grids(
-        Schema.from_dict(
-            {"name": "t", "fields": [{"name": "x", "type": kind, "constraints": constraints}]}, where="t"
-        )
+        Schema.from_dict({"name": "t", "fields": [{"name": "x", "type": kind, "constraints": constraints}]}, where="t")
     )[0]
 
 
@@ -125,9 +123,7 @@ def test_a_spike_is_its_own_bin() -> None:
     g = grid()
     counts = np.full(g.size, 10.0)
     counts[-1], counts[120] = 0.0, 2000.0
-    b = adaptive_bins(
-        g, counts, sigma=0.0, group_sigma=np.zeros(g.size - 1), total=4000.0, least=0.0, most=20
-    )
+    b = adaptive_bins(g, counts, sigma=0.0, group_sigma=np.zeros(g.size - 1), total=4000.0, least=0.0, most=20)
     assert (b.map == b.map[120]).sum() == 1
 
 

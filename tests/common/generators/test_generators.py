@@ -33,9 +33,7 @@ def fitted(
     phases = chosen.phases(facts)
     assert sum(p.share for p in phases) == pytest.approx(1.0)
     ask = plain_ask(records, phases, mu=mu, seed=seed)
-    return chosen.fit(
-        ask, schema=schema, grids=made, facts=facts, settings=Settings(seed=seed), progress=None
-    )
+    return chosen.fit(ask, schema=schema, grids=made, facts=facts, settings=Settings(seed=seed), progress=None)
 
 
 @pytest.fixture(scope="module", params=REAL)

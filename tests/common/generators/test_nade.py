@@ -171,10 +171,18 @@ def test_a_condition_is_kept_and_weighted() -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [{}, {"bins": [], "hidden": 4}, {"bins": [3, 0], "hidden": 4}, {"bins": [3], "hidden": 0},
-     {"bins": [3], "hidden": 10**6}, {"bins": [10**9], "hidden": 4}, {"bins": "33", "hidden": 4},
-     {"bins": [3.0], "hidden": 4}, {"bins": [3], "hidden": True}],
-)  # fmt: skip
+    [
+        {},
+        {"bins": [], "hidden": 4},
+        {"bins": [3, 0], "hidden": 4},
+        {"bins": [3], "hidden": 0},
+        {"bins": [3], "hidden": 10**6},
+        {"bins": [10**9], "hidden": 4},
+        {"bins": "33", "hidden": 4},
+        {"bins": [3.0], "hidden": 4},
+        {"bins": [3], "hidden": True},
+    ],
+)
 def test_a_bad_spec_is_refused(spec: dict[str, object]) -> None:
     with pytest.raises(ProtocolError):
         Nade(spec)

@@ -52,9 +52,7 @@ def test_gaussians_cost_what_the_closed_form_says(mu: float, delta: float) -> No
 
 def test_closed_form_known_answers() -> None:
     """sigma 1, epsilon 1: delta 0.12693674 (Balle & Wang 2018, theorem 8: Phi(-1/2) - e Phi(-3/2))."""
-    assert pld.gaussian_delta(1.0, 1.0) == pytest.approx(
-        ndtr(-0.5) - math.e * math.exp(log_ndtr(-1.5)), rel=1e-12
-    )
+    assert pld.gaussian_delta(1.0, 1.0) == pytest.approx(ndtr(-0.5) - math.e * math.exp(log_ndtr(-1.5)), rel=1e-12)
     assert pld.gaussian_delta(1.0, 1.0) == pytest.approx(0.1269367370, abs=1e-9)
     assert pld.gaussian_epsilon(1.0, 1e-5) == pytest.approx(4.3771780957, abs=1e-8)
     assert pld.gaussian_epsilon(1.0, 0.5) == 0.0
@@ -86,8 +84,11 @@ def test_the_central_limit_accountant_would_have_under_counted() -> None:
 
 def test_no_code_imports_the_central_limit_accountant() -> None:
     root = Path(module.__file__).parents[2]
-    for path in [p for folder in ("common", "client", "server", "strategies", "simulations", "cohortium")
-                 for p in (root / folder).rglob("*.py")]:  # fmt: skip
+    for path in [
+        p
+        for folder in ("common", "client", "server", "strategies", "simulations", "cohortium")
+        for p in (root / folder).rglob("*.py")
+    ]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [node.id] if isinstance(node, ast.Name) else []
             names += [alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]
@@ -112,9 +113,7 @@ def test_our_mixture_code_with_one_hospital_is_the_librarys(
     probability: float, noise: float, count: int, relation: Any
 ) -> None:
     directions = ("replace",) if relation == "replace-one" else ("remove", "add")
-    ours = library.PrivacyLossDistribution(
-        *(pld._mixture(probability, noise, 1, d, 2.0**-10) for d in directions)
-    )
+    ours = library.PrivacyLossDistribution(*(pld._mixture(probability, noise, 1, d, 2.0**-10) for d in directions))
     theirs = pld._sampled(probability, noise, 1, relation, 2.0**-10)
     for delta in (1e-9, 1e-5):
         found = ours.self_compose(count).get_epsilon_for_delta(delta)
@@ -136,9 +135,12 @@ def test_several_hospitals_lie_between_sampling_once_and_never(relation: Any) ->
 
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
-    noise=st.floats(0.6, 20), rate=st.floats(0.01, 0.9), count=st.integers(1, 100), other=st.floats(0.8, 50),
+    noise=st.floats(0.6, 20),
+    rate=st.floats(0.01, 0.9),
+    count=st.integers(1, 100),
+    other=st.floats(0.8, 50),
     log_delta=st.floats(-12, -2),
-)  # fmt: skip
+)
 def test_prices_are_ordered(noise: float, rate: float, count: int, other: float, log_delta: float) -> None:
     """replace-one >= add-remove, more hospitals cost more, RDP lies above, delta_for inverts epsilon."""
     events = [(Event.poisson_gaussian(rate_of(rate), noise), count), (Event.gaussian(other), 1)]
@@ -197,9 +199,7 @@ def parts(rate: int = QUARTER, repeats: int = 100) -> list[Part]:
         (3.0, 1e-6, 1, "replace-one"),
     ],
 )
-def test_calibration_spends_the_budget_and_not_more(
-    target: float, delta: float, hospitals: int, relation: Any
-) -> None:
+def test_calibration_spends_the_budget_and_not_more(target: float, delta: float, hospitals: int, relation: Any) -> None:
     chosen = parts()
     noises = calibrate(chosen, epsilon=target, delta=delta, hospitals=hospitals, relation=relation)
     events = [(part.event(noise), part.repeats) for part, noise in zip(chosen, noises, strict=True)]
@@ -210,9 +210,7 @@ def test_calibration_spends_the_budget_and_not_more(
     # The sampled part alone costs what a Gaussian of its share costs (same delta, 3 %).
     alone = epsilon([events[3]], delta=delta, hospitals=hospitals, relation=relation)
     like = Event.gaussian(noises[0] * math.sqrt(0.1 / 0.35))
-    assert alone == pytest.approx(
-        epsilon([(like, 1)], delta=delta, hospitals=hospitals, relation=relation), rel=0.06
-    )
+    assert alone == pytest.approx(epsilon([(like, 1)], delta=delta, hospitals=hospitals, relation=relation), rel=0.06)
 
 
 def test_calibration_is_fast_and_cached() -> None:
@@ -227,18 +225,20 @@ def test_calibration_is_fast_and_cached() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"share": 0.0}, {"share": math.nan}, {"share": 1.0, "repeats": 0}, {"share": 1.0, "rate": 0},
-        {"share": 1.0, "rate": 0.5}, {"share": 1.0, "repeats": 1.5},
+        {"share": 0.0},
+        {"share": math.nan},
+        {"share": 1.0, "repeats": 0},
+        {"share": 1.0, "rate": 0},
+        {"share": 1.0, "rate": 0.5},
+        {"share": 1.0, "repeats": 1.5},
     ],
-)  # fmt: skip
+)
 def test_a_bad_part_is_not_born(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="CALIBRATE-PART"):
         Part(**wrong)
 
 
-@pytest.mark.parametrize(
-    ("target", "delta"), [(0.0, 1e-6), (-1.0, 1e-6), (math.inf, 1e-6), (1.0, 0.0), (1.0, 1.0)]
-)
+@pytest.mark.parametrize(("target", "delta"), [(0.0, 1e-6), (-1.0, 1e-6), (math.inf, 1e-6), (1.0, 0.0), (1.0, 1.0)])
 def test_a_bad_budget_is_refused(target: float, delta: float) -> None:
     with pytest.raises(UsageError, match="CALIBRATE-BUDGET"):
         calibrate(parts(), epsilon=target, delta=delta)
@@ -246,9 +246,7 @@ def test_a_bad_budget_is_refused(target: float, delta: float) -> None:
 
 def test_prices_take_the_dearest_part() -> None:
     table = prices([MIXED, [(Event.gaussian(50.0), 1)]], delta=1e-6)
-    assert [(row["relation"], row["hospitals"]) for row in table] == [
-        (r, k) for r in RELATIONS for k in (1, 2, 3)
-    ]
+    assert [(row["relation"], row["hospitals"]) for row in table] == [(r, k) for r in RELATIONS for k in (1, 2, 3)]
     assert table[0]["epsilon"] == epsilon(MIXED, delta=1e-6)
     assert prices([[(Event.non_private(), 1)]], delta=1e-6)[0]["epsilon"] == "inf"
     assert prices([], delta=1e-6)[0]["epsilon"] == 0.0

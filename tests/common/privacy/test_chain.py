@@ -24,9 +24,13 @@ def exported(tmp_path: Path) -> Path:
     with Ledger.create(tmp_path / "l.db", "A", KEY, clock=lambda: 0) as ledger:
         for number in range(4):
             ledger.reserve(
-                run="r", release_id=str(number), event=Event.gaussian(2.0), count=1, plan_digest="0" * 64,
+                run="r",
+                release_id=str(number),
+                event=Event.gaussian(2.0),
+                count=1,
+                plan_digest="0" * 64,
                 purpose="p",
-            )  # fmt: skip
+            )
             ledger.advance("r", str(number), "SEALED", "1" * 64)
         ledger.export(tmp_path / "l.jsonl")
     return tmp_path / "l.jsonl"
@@ -81,9 +85,7 @@ def test_a_wrong_signature_key_or_owner_is_found(exported: Path) -> None:
     with pytest.raises(CheckFailed, match="LEDGER-OWNER"):
         chain.replay(lines, owner="B", public=PUBLIC)
     forged = [
-        chain.Line(body=line.body, hash=line.hash, signature=chain.sign(line.hash, OTHER))
-        if line.number == 3
-        else line
+        chain.Line(body=line.body, hash=line.hash, signature=chain.sign(line.hash, OTHER)) if line.number == 3 else line
         for line in lines
     ]
     with pytest.raises(CheckFailed, match="LEDGER-SIGNATURE"):
@@ -95,9 +97,15 @@ def test_a_signed_chain_that_breaks_the_rules_is_found() -> None:
     public = PUBLIC.public_bytes_raw().hex()
     common = {"owner": "A", "at": 0}
     reserve = {
-        "kind": "reserve", "run": "r", "release": "0", "attempt": 0, "event": Event.gaussian(1.0).to_json(),
-        "count": 1, "plan": "0" * 64, "purpose": "p",
-    }  # fmt: skip
+        "kind": "reserve",
+        "run": "r",
+        "release": "0",
+        "attempt": 0,
+        "event": Event.gaussian(1.0).to_json(),
+        "count": 1,
+        "plan": "0" * 64,
+        "purpose": "p",
+    }
     advance = {"kind": "advance", "run": "r", "release": "0", "digest": "1" * 64}
     opening = {"kind": "open", "format": chain.FORMAT, "public_key": public}
     bad = [

@@ -20,9 +20,14 @@ from cohortium.common.privacy.entropy import (
 
 BASE = {"label": "noise", "run": "r", "release": 1, "step": 2, "head": "ab"}
 OTHERS = [
-    {"label": "masks"}, {"run": "s"}, {"release": 2}, {"step": 3}, {"head": "ac"},
-    {"run": "r\x1f1", "release": 2}, {"release": 12, "step": 0},
-]  # fmt: skip
+    {"label": "masks"},
+    {"run": "s"},
+    {"release": 2},
+    {"step": 3},
+    {"head": "ac"},
+    {"run": "r\x1f1", "release": 2},
+    {"release": 12, "step": 0},
+]
 
 
 def test_the_keystream_is_aes_256_in_counter_mode() -> None:
@@ -121,9 +126,7 @@ def test_draws_are_uniform_and_independent_between_keys() -> None:
     assert stats.kstest(patient_uniforms(bytes(32), sequential) / 2.0**64, "uniform").pvalue > 1e-7
 
 
-@pytest.mark.parametrize(
-    "bad", [np.zeros(16, np.uint8), np.zeros((2, 15), np.uint8), np.zeros((2, 16), np.int64)]
-)
+@pytest.mark.parametrize("bad", [np.zeros(16, np.uint8), np.zeros((2, 15), np.uint8), np.zeros((2, 16), np.int64)])
 def test_identities_of_another_shape_are_refused(bad: np.ndarray) -> None:
     with pytest.raises(ValueError, match="identity"):
         patient_uniforms(bytes(32), bad)

@@ -50,9 +50,7 @@ def test_each_release_once_in_a_run(ledger: Ledger) -> None:
     reserve(ledger)
     before = ledger.head()
     with pytest.raises(Refused) as refusal:
-        ledger.reserve(
-            run="r", release_id="0", attempt=1, event=EVENT, count=1, plan_digest=PLAN, purpose="again"
-        )
+        ledger.reserve(run="r", release_id="0", attempt=1, event=EVENT, count=1, plan_digest=PLAN, purpose="again")
     assert refusal.value.code == "LEDGER-ONCE"
     assert ledger.head() == before
     reserve(ledger, run="another run")
@@ -62,14 +60,26 @@ def test_each_release_once_in_a_run(ledger: Ledger) -> None:
 
 STATES = ("RESERVED", "RUNNING", "SEALED", "UNMASKED", "RELEASED", "BURNED", "VOID")
 ALLOWED = {
-    ("RESERVED", "RUNNING"), ("RESERVED", "SEALED"), ("RESERVED", "BURNED"), ("RUNNING", "SEALED"),
-    ("RUNNING", "BURNED"), ("SEALED", "UNMASKED"), ("SEALED", "RELEASED"), ("SEALED", "VOID"),
-    ("UNMASKED", "RELEASED"), ("UNMASKED", "VOID"),
-}  # fmt: skip
+    ("RESERVED", "RUNNING"),
+    ("RESERVED", "SEALED"),
+    ("RESERVED", "BURNED"),
+    ("RUNNING", "SEALED"),
+    ("RUNNING", "BURNED"),
+    ("SEALED", "UNMASKED"),
+    ("SEALED", "RELEASED"),
+    ("SEALED", "VOID"),
+    ("UNMASKED", "RELEASED"),
+    ("UNMASKED", "VOID"),
+}
 PATHS = {
-    "RESERVED": (), "RUNNING": ("RUNNING",), "SEALED": ("SEALED",), "UNMASKED": ("SEALED", "UNMASKED"),
-    "RELEASED": ("SEALED", "RELEASED"), "BURNED": ("BURNED",), "VOID": ("SEALED", "VOID"),
-}  # fmt: skip
+    "RESERVED": (),
+    "RUNNING": ("RUNNING",),
+    "SEALED": ("SEALED",),
+    "UNMASKED": ("SEALED", "UNMASKED"),
+    "RELEASED": ("SEALED", "RELEASED"),
+    "BURNED": ("BURNED",),
+    "VOID": ("SEALED", "VOID"),
+}
 
 
 @pytest.mark.parametrize("start", STATES)
@@ -242,16 +252,12 @@ def test_notes_charge_nothing_and_hold_no_floats(ledger: Ledger) -> None:
     assert Ledger.open(ledger.path).head() == before
 
 
-STEPS = st.lists(
-    st.tuples(st.sampled_from(["reserve", "later", *STATES]), st.integers(0, 2)), max_size=12
-)  # fmt: skip
+STEPS = st.lists(st.tuples(st.sampled_from(["reserve", "later", *STATES]), st.integers(0, 2)), max_size=12)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
-def test_random_operations_leave_disk_and_memory_equal(
-    tmp_path_factory: pytest.TempPathFactory, steps
-) -> None:
+def test_random_operations_leave_disk_and_memory_equal(tmp_path_factory: pytest.TempPathFactory, steps) -> None:
     path = tmp_path_factory.mktemp("random") / "l.db"
     with Ledger.create(path, "A", KEY, clock=lambda: 0) as ledger:
         charged = 0
@@ -269,9 +275,7 @@ def test_random_operations_leave_disk_and_memory_equal(
         ledger.flush()
         book, head = chain.replay(Ledger.open(path).lines(), owner="A", public=KEY.public_key())
         assert head == ledger.head().hash
-        assert {k: e.state for k, e in book.entries.items()} == {
-            k: e.state for k, e in ledger.book.entries.items()
-        }
+        assert {k: e.state for k, e in book.entries.items()} == {k: e.state for k, e in ledger.book.entries.items()}
         assert len(ledger.charged_events()) == charged
 
 

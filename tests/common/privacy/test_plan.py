@@ -24,19 +24,25 @@ from cohortium.common.study import Evaluation, GeneratorSpec, Privacy, Release, 
 PHASES = (
     Phase(name="bins", purpose="find bins", kind="counts", share=0.2, max_dim=111),
     Phase(name="pairs", purpose="find pairs", kind="moments", share=0.3, max_dim=500),
-    Phase(
-        name="train", purpose="train", kind="gradient", share=0.5, max_dim=900, repeats=20, sampling_rate=0.1
-    ),
+    Phase(name="train", purpose="train", kind="gradient", share=0.5, max_dim=900, repeats=20, sampling_rate=0.1),
 )
 SECURE = StrategySpec(name="secure-sum", survivors=3, colluders=1)
 
 
 def study(**options: Any) -> Study:
     settings: dict[str, Any] = {
-        "id": "ward", "title": "", "dictionary": Path("d.json"), "schema": schema(), "target": None, "patients": 100,
-        "exclude": (), "generator": GeneratorSpec(name="mixture"), "strategy": SECURE,
-        "evaluation": Evaluation(epsilon=0.5, holdout=0.2), "release": Release(rows=10),
-    }  # fmt: skip
+        "id": "ward",
+        "title": "",
+        "dictionary": Path("d.json"),
+        "schema": schema(),
+        "target": None,
+        "patients": 100,
+        "exclude": (),
+        "generator": GeneratorSpec(name="mixture"),
+        "strategy": SECURE,
+        "evaluation": Evaluation(epsilon=0.5, holdout=0.2),
+        "release": Release(rows=10),
+    }
     privacy = {
         "epsilon": 2.0,
         "delta": 1e-6,
@@ -71,9 +77,10 @@ def test_the_price_is_that_of_its_events_one_by_one() -> None:
     made = compiled()
     noises = {s.name: s.noise_multiplier for s in made.stages}
     by_hand = [
-        (Event.gaussian(noises["bins"]), 1), (Event.gaussian(noises["pairs"]), 1),
+        (Event.gaussian(noises["bins"]), 1),
+        (Event.gaussian(noises["pairs"]), 1),
         (Event.poisson_gaussian(rate_of(0.1), noises["train"]), 20),
-    ]  # fmt: skip
+    ]
     assert made.events("train") == by_hand
     assert made.price() == accountant.epsilon(by_hand, delta=1e-6)
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
@@ -149,15 +156,32 @@ def test_a_plan_survives_its_json(make: Callable[[], Plan]) -> None:
 def test_the_digest_names_every_detail() -> None:
     made = compiled()
     other: dict[str, Any] = {
-        "study": "other", "study_digest": "1" * 64, "dictionary_digest": "1" * 64, "generator": "joined",
-        "sites": ("s0", "s1", "s2", "s4"), "survivors": 4, "colluders": 0, "epsilon": 2.5, "delta": 1e-7, "unit": "case",
-        "hospitals": 2, "holdout": 0.3, "rows": 11, "mode": "local",
-    }  # fmt: skip
+        "study": "other",
+        "study_digest": "1" * 64,
+        "dictionary_digest": "1" * 64,
+        "generator": "joined",
+        "sites": ("s0", "s1", "s2", "s4"),
+        "survivors": 4,
+        "colluders": 0,
+        "epsilon": 2.5,
+        "delta": 1e-7,
+        "unit": "case",
+        "hospitals": 2,
+        "holdout": 0.3,
+        "rows": 11,
+        "mode": "local",
+    }
     changed = [dataclasses.replace(made, **{name: value}) for name, value in other.items()]
     details: dict[str, Any] = {
-        "name": "x", "purpose": "x", "kind": "moments", "part": "holdout", "rate": WHOLE // 2, "noise_multiplier": 9.0,
-        "max_dim": 5, "steps": 2,
-    }  # fmt: skip
+        "name": "x",
+        "purpose": "x",
+        "kind": "moments",
+        "part": "holdout",
+        "rate": WHOLE // 2,
+        "noise_multiplier": 9.0,
+        "max_dim": 5,
+        "steps": 2,
+    }
     for name, value in details.items():
         first = dataclasses.replace(made.stages[0], **{name: value})
         changed.append(dataclasses.replace(made, stages=(first, *made.stages[1:])))
@@ -218,18 +242,29 @@ def test_malformed_plans_are_refused_with_a_code() -> None:
 
 
 BAD: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("PLAN-SITES", {"sites": ()}), ("PLAN-SITES", {"sites": ("b", "a")}), ("PLAN-SITES", {"sites": ("a", "a")}),
-    ("PLAN-STAGE", {"mode": "central"}), ("PLAN-STAGE", {"stages": ()}),
+    ("PLAN-SITES", {"sites": ()}),
+    ("PLAN-SITES", {"sites": ("b", "a")}),
+    ("PLAN-SITES", {"sites": ("a", "a")}),
+    ("PLAN-STAGE", {"mode": "central"}),
+    ("PLAN-STAGE", {"stages": ()}),
     ("PLAN-STAGE", {"stages": (stage("one", "counts", 0), stage("two", "counts", 2))}),
     ("PLAN-STAGE", {"stages": (stage("one", "counts", 1),)}),
     ("PLAN-STAGE", {"stages": (stage("one", "counts", 0), stage("one", "counts", 1))}),
-    ("PLAN-THRESHOLD", {"survivors": 4}), ("PLAN-THRESHOLD", {"survivors": 1}),
-    ("PLAN-THRESHOLD", {"colluders": 2}), ("PLAN-THRESHOLD", {"colluders": -1}),
-    ("PLAN-VALUE", {"epsilon": 0.0}), ("PLAN-VALUE", {"epsilon": math.nan}), ("PLAN-VALUE", {"delta": 1.0}),
-    ("PLAN-VALUE", {"delta": 0.0}), ("PLAN-VALUE", {"holdout": 1.0}), ("PLAN-VALUE", {"hospitals": 0}),
-    ("PLAN-VALUE", {"rows": 0}), ("PLAN-FORMAT", {"unit": 5}), ("PLAN-FORMAT", {"rows": 1.0}),
+    ("PLAN-THRESHOLD", {"survivors": 4}),
+    ("PLAN-THRESHOLD", {"survivors": 1}),
+    ("PLAN-THRESHOLD", {"colluders": 2}),
+    ("PLAN-THRESHOLD", {"colluders": -1}),
+    ("PLAN-VALUE", {"epsilon": 0.0}),
+    ("PLAN-VALUE", {"epsilon": math.nan}),
+    ("PLAN-VALUE", {"delta": 1.0}),
+    ("PLAN-VALUE", {"delta": 0.0}),
+    ("PLAN-VALUE", {"holdout": 1.0}),
+    ("PLAN-VALUE", {"hospitals": 0}),
+    ("PLAN-VALUE", {"rows": 0}),
+    ("PLAN-FORMAT", {"unit": 5}),
+    ("PLAN-FORMAT", {"rows": 1.0}),
     ("PLAN-FORMAT", {"survivors": True}),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(("code", "change"), BAD, ids=[f"{c} {d}"[:60] for c, d in BAD])
@@ -243,11 +278,20 @@ def test_a_plan_that_contradicts_itself_is_refused(code: str, change: dict[str, 
 @pytest.mark.parametrize(
     "change",
     [
-        {"repeats": 0}, {"steps": 0}, {"max_dim": 0}, {"max_dim": 8_000_001}, {"kind": "sum"}, {"part": "test"},
-        {"noise_multiplier": -1.0}, {"noise_multiplier": math.nan}, {"noise_multiplier": 2e6}, {"rate": 0},
-        {"rate": WHOLE + 1}, {"rate": 0.5},
+        {"repeats": 0},
+        {"steps": 0},
+        {"max_dim": 0},
+        {"max_dim": 8_000_001},
+        {"kind": "sum"},
+        {"part": "test"},
+        {"noise_multiplier": -1.0},
+        {"noise_multiplier": math.nan},
+        {"noise_multiplier": 2e6},
+        {"rate": 0},
+        {"rate": WHOLE + 1},
+        {"rate": 0.5},
     ],
-)  # fmt: skip
+)
 def test_a_bad_stage_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
         dataclasses.replace(stage("one", "counts", 0), **change)

@@ -28,13 +28,16 @@ def draw(size: int, *, seed: int = 0, sigma: float = SIGMA) -> np.ndarray:
 @pytest.mark.parametrize(
     "check",
     [
-        checks.check_the_noise_has_the_planned_sigma, checks.check_noise_is_drawn_anew_for_every_release,
-        checks.check_noise_comes_from_the_keystream_alone, checks.check_answers_are_whole_multiples_of_the_lattice,
-        checks.check_what_ran_is_what_is_charged, checks.check_sampling_is_poisson,
+        checks.check_the_noise_has_the_planned_sigma,
+        checks.check_noise_is_drawn_anew_for_every_release,
+        checks.check_noise_comes_from_the_keystream_alone,
+        checks.check_answers_are_whole_multiples_of_the_lattice,
+        checks.check_what_ran_is_what_is_charged,
+        checks.check_sampling_is_poisson,
         checks.check_no_denominator_or_weight_depends_on_the_patients,
     ],
     ids=lambda check: check.__name__,
-)  # fmt: skip
+)
 def test_guarantee(check: Callable[[], None]) -> None:
     checks.passes(check)
 
@@ -159,13 +162,15 @@ def test_noise_off_gives_the_exact_sum_and_no_privacy() -> None:
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        ({"noise_multiplier": -1.0}, "RELEASE-NOISE"), ({"noise_multiplier": math.nan}, "RELEASE-NOISE"),
-        ({"noise_multiplier": math.inf}, "RELEASE-NOISE"), ({"noise_multiplier": 1.0, "rate": 0}, "RELEASE-VALUE"),
+        ({"noise_multiplier": -1.0}, "RELEASE-NOISE"),
+        ({"noise_multiplier": math.nan}, "RELEASE-NOISE"),
+        ({"noise_multiplier": math.inf}, "RELEASE-NOISE"),
+        ({"noise_multiplier": 1.0, "rate": 0}, "RELEASE-VALUE"),
         ({"noise_multiplier": 1.0, "rate": WHOLE + 1}, "RELEASE-VALUE"),
         ({"noise_multiplier": 1.0, "shares": 0}, "RELEASE-VALUE"),
         ({"noise_multiplier": 1.0, "shares": 1001}, "RELEASE-VALUE"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_mechanism_is_refused(options: dict[str, float], code: str) -> None:
     with pytest.raises(ProtocolError) as caught:
         Mechanism(**options)  # type: ignore[arg-type]
@@ -246,9 +251,7 @@ def test_every_local_step_is_noised_and_charged(steps: int) -> None:
     updates = []
     for seed in range(40):
         local = LocalSteps(steps=steps, learning_rate=0.5, denominator=100.0)
-        answer = released(
-            gradient(local=local), nobody, noise=2.0, entropy=SeededEntropy(seed=seed, site="a")
-        )
+        answer = released(gradient(local=local), nobody, noise=2.0, entropy=SeededEntropy(seed=seed, site="a"))
         assert (answer.event, answer.count) == (Event.gaussian(2.0), steps)
         assert answer.lattice == UPDATE_LATTICE
         updates.append(answer.values * answer.lattice)

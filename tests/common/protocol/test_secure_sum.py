@@ -216,8 +216,13 @@ def test_the_threshold_rule_at_its_edge(n, consortium) -> None:
 )
 def test_bad_parameters_are_refused(change) -> None:
     good = {
-        "run_id": "r", "round": 0, "sites": ("a", "b", "c"), "survivors": 2, "colluders": 0, "dim": 1,
-    }  # fmt: skip
+        "run_id": "r",
+        "round": 0,
+        "sites": ("a", "b", "c"),
+        "survivors": 2,
+        "colluders": 0,
+        "dim": 1,
+    }
     RoundParams(**good)
     with pytest.raises(ProtocolError, match="SUM-PARAMS"):
         RoundParams(**{**good, **change})
@@ -225,12 +230,21 @@ def test_bad_parameters_are_refused(change) -> None:
 
 def test_every_parameter_changes_the_context() -> None:
     good = {
-        "run_id": "r", "round": 1, "sites": ("a", "b", "c", "d"), "survivors": 3, "colluders": 0, "dim": 9,
-    }  # fmt: skip
+        "run_id": "r",
+        "round": 1,
+        "sites": ("a", "b", "c", "d"),
+        "survivors": 3,
+        "colluders": 0,
+        "dim": 9,
+    }
     others = [
-        {"run_id": "s"}, {"round": 2}, {"sites": ("a", "b", "c", "e")}, {"survivors": 4}, {"colluders": 1},
+        {"run_id": "s"},
+        {"round": 2},
+        {"sites": ("a", "b", "c", "e")},
+        {"survivors": 4},
+        {"colluders": 1},
         {"dim": 8},
-    ]  # fmt: skip
+    ]
     assert len({RoundParams(**{**good, **o}).digest() for o in ({}, *others)}) == 7
 
 

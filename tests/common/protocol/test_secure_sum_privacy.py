@@ -53,8 +53,7 @@ def test_the_uniformity_test_keeps_its_false_alarm_rate_and_has_power() -> None:
     assert not looks_uniform(np.repeat(uniform[:1], ROUNDS, axis=0))
     # p-values of true uniforms are uniform: the stated rate is the rate.
     pvalues = [
-        stats.chisquare(np.bincount(rng.integers(0, 256, ROUNDS * DIM), minlength=256)).pvalue
-        for _ in range(200)
+        stats.chisquare(np.bincount(rng.integers(0, 256, ROUNDS * DIM), minlength=256)).pvalue for _ in range(200)
     ]
     assert stats.kstest(pvalues, "uniform").pvalue > 1e-3
 
@@ -89,9 +88,7 @@ def _view(consortium, labelled, knows: str, *, seed: object = "view") -> np.ndar
                 if peer.site != victim:
                     # The server adds what would cancel: the victim's masks once more with the other sign.
                     minus = np.zeros(DIM, np.uint64)
-                    secure_sum.add_pair_mask(
-                        minus, private, peer.round_key, site=victim, peer=peer.site, **bound
-                    )
+                    secure_sum.add_pair_mask(minus, private, peer.round_key, site=victim, peer=peer.site, **bound)
                     total -= minus
         out[number] = total
     return out
@@ -148,8 +145,7 @@ def test_two_sites_that_mask_alike_cannot_be_told_from_two_that_do_not(consortiu
             server.add_prepared(site.prepare(labelled(("pair", s, number))))
         rosters = server.roster()
         first, second = (
-            np.frombuffer(sites[s].mask(rosters[s], np.zeros(DIM, np.uint64)).values, "<u8")
-            for s in world.names[:2]
+            np.frombuffer(sites[s].mask(rosters[s], np.zeros(DIM, np.uint64)).values, "<u8") for s in world.names[:2]
         )
         out[number] = first - second
     assert looks_uniform(out)

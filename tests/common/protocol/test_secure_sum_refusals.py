@@ -47,9 +47,7 @@ class Stage:
         """A prepare that `site` really signs, with a round key of its choice."""
         draft = Announced(site=site, round_key=round_key, seed_commitment=bytes(32), signature=bytes(64))
         statement = draft.statement(context or self.params.digest())
-        return replace(
-            draft, signature=sign_statement(self.world.identities[site], PREPARE_PURPOSE, statement)
-        )
+        return replace(draft, signature=sign_statement(self.world.identities[site], PREPARE_PURPOSE, statement))
 
     def roster(self, *announced: Announced, **change: object) -> Roster:
         """My roster with these prepares in place of the sites' own."""
@@ -214,9 +212,7 @@ def test_a_site_masks_once(consortium, midway) -> None:
     refused("SUM-MASK-TWICE", me.to_state, lambda: me.mask(stage.now.rosters[A], other))
 
 
-@pytest.mark.parametrize(
-    "vector", [np.zeros(7, np.uint64), np.zeros(8, np.int64), np.zeros((2, 4), np.uint64)]
-)
+@pytest.mark.parametrize("vector", [np.zeros(7, np.uint64), np.zeros(8, np.int64), np.zeros((2, 4), np.uint64)])
 def test_a_site_masks_only_a_vector_of_the_plan(vector, consortium, midway) -> None:
     stage = Stage(consortium, midway, "prepared")
     refused("SUM-VECTOR", stage.me.to_state, lambda: stage.me.mask(stage.now.rosters[A], vector))
@@ -523,9 +519,7 @@ def test_an_equivocating_roster_gives_neither_a_sum_nor_shares(equivocate, conso
     """
     stage = Stage(consortium, midway, "prepared")
     now, here = stage.now, (A, B, C, D)
-    told = {
-        s: _subset(now.rosters[s], set(here)) if equivocate and s in (C, D) else now.rosters[s] for s in here
-    }
+    told = {s: _subset(now.rosters[s], set(here)) if equivocate and s in (C, D) else now.rosters[s] for s in here}
     masked = {s: now.sites[s].mask(told[s], now.vectors[s]) for s in here}
     total = np.zeros(stage.params.dim, np.uint64)
     gone = X25519PrivateKey.from_private_bytes(bytes.fromhex(now.sites[E]._memory.round_private))
@@ -592,10 +586,16 @@ def _all_messages(consortium, midway) -> list[tuple[type, messages.Message]]:
     stage = Stage(consortium, midway, "revealed")
     now = stage.now
     said = (
-        stage.world.channel_keys[0], ChannelKeys(run_id="run-1", keys=stage.world.channel_keys),
-        now.prepared[A], now.rosters[A], now.masked[A], now.chosen, now.votes[A], now.request,
+        stage.world.channel_keys[0],
+        ChannelKeys(run_id="run-1", keys=stage.world.channel_keys),
+        now.prepared[A],
+        now.rosters[A],
+        now.masked[A],
+        now.chosen,
+        now.votes[A],
+        now.request,
         now.revealed[A],
-    )  # fmt: skip
+    )
     return [(kind, message.to_message()) for kind, message in zip(KINDS, said)]
 
 

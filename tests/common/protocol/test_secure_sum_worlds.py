@@ -175,9 +175,7 @@ class Hostile:
         ]
 
 
-def _attack(
-    seed: int, consortium, midway, labelled, *, t: int | None = None, n: int | None = None
-) -> Hostile:
+def _attack(seed: int, consortium, midway, labelled, *, t: int | None = None, n: int | None = None) -> Hostile:
     """A random hostile run; the seed names it. t: a threshold that RoundParams would refuse."""
     rng = random.Random(seed)
     n = n or rng.randint(3, 5)
@@ -206,9 +204,7 @@ def _attack(
                     names = favourite if rng.random() < 0.9 else names
                     hostile.roster(to, names, rng.choice(("",) * 6 + ("rekey", "replay", "reseal")))
                 elif move == "survivors":
-                    names = (
-                        rng.choice([s for s in sets[:2] if to in s] or sets) if rng.random() < 0.9 else names
-                    )
+                    names = rng.choice([s for s in sets[:2] if to in s] or sets) if rng.random() < 0.9 else names
                     hostile.survivors(to, names, roster)
                 else:
                     own = [key for key, votes in hostile.votes.items() if to in votes]
@@ -228,20 +224,14 @@ def test_a_hostile_server_gets_coded_refusals_and_no_bare_vector(consortium, mid
         hostile = _attack(seed, consortium, midway, labelled)
         assert not hostile.bare_vectors(), seed
         revealed += sum(len(answers) for answers in hostile.revealed.values())
-        opened += any(
-            len(hostile.seeds[s] | hostile.colluders) >= hostile.params.survivors for s in hostile.honest
-        )
+        opened += any(len(hostile.seeds[s] | hostile.colluders) >= hostile.params.survivors for s in hostile.honest)
     # The moves are not all refused: shares do leave, and some worlds come to a sum.
     assert revealed > 50 and opened > 10, (revealed, opened)
 
 
-def test_the_same_moves_get_a_bare_vector_where_the_threshold_rule_is_broken(
-    consortium, midway, labelled
-) -> None:
+def test_the_same_moves_get_a_bare_vector_where_the_threshold_rule_is_broken(consortium, midway, labelled) -> None:
     """Power: with t = n/2, which RoundParams refuses, random moves find the split of the sites."""
-    found = [
-        seed for seed in range(60) if _attack(seed, consortium, midway, labelled, n=4, t=2).bare_vectors()
-    ]
+    found = [seed for seed in range(60) if _attack(seed, consortium, midway, labelled, n=4, t=2).bare_vectors()]
     assert len(found) >= 2, found
 
 
