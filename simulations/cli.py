@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -231,7 +232,8 @@ def _say_stopped(folder: Path, *, as_json: bool) -> None:
     for name in plan.sites:
         charged = Ledger.open(folder / "sites" / name / "ledger.db").charged_events(run)
         spent = max(spent, epsilon(charged, delta=plan.delta, hospitals=plan.hospitals))
-    facts = {"stopped": True, "epsilon_spent": spent, "epsilon": plan.epsilon, "resume": f"--resume {folder}"}
+    told: float | str = "inf" if math.isinf(spent) else spent
+    facts = {"stopped": True, "epsilon_spent": told, "epsilon": plan.epsilon, "resume": f"--resume {folder}"}
     emit(
         facts,
         as_json=as_json,

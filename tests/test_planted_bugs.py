@@ -253,7 +253,7 @@ BUGS = (
         checks.check_a_crash_never_gives_a_second_answer,
         Guard._again,
         ("if envelope is not None and", "return envelope\n        if envelope is not None and"),
-        ('state in ("SEALED", "UNMASKED", "RELEASED") and ', ""),
+        ('state in ("SEALED", "UNMASKED", "RELEASED")', "True"),
     ),
     bug(
         "computed before it is charged",

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cohortium.common.encoding import grids
@@ -153,6 +154,10 @@ def one(
         model, made = RunFolder(root=folder / "out").model(), RunFolder(root=folder / "out").grids()
     fitted = time.process_time() - started
     synthetic = sample_table(model, study.schema, made, rows_factor * len(train), seed=seed)
+    rng = np.random.default_rng(seed)
+    shuffled = train.apply(lambda column: column.to_numpy()[rng.permutation(len(train))])
+    kinds = ruler.columns(schema, train, set(world.skip))
+    shuffled2 = round(ruler.tvd(train, test, shuffled.astype(train.dtypes), *kinds, 2), 4)
     scores = ruler.score(schema, world.target, train, test, _plain(synthetic), world.skip)
     return {
         "table": world.table,
@@ -163,6 +168,7 @@ def one(
         "pooled": pooled,
         "spent": round(plan.price(), 4),
         "cpu_s": round(fitted, 1),
+        "shuffled2": shuffled2,
         **scores,
     }
 
@@ -223,7 +229,7 @@ def main() -> None:
             line = {
                 key: round(statistics.mean(r[key] for r in rows), 4) for key in ("tvd1", "tvd2", "tstr_auc", "cpu_s")
             }
-            real = {key: rows[0][key] for key in ("floor1", "floor2", "trtr_auc")}
+            real = {key: rows[0][key] for key in ("floor1", "floor2", "shuffled2", "trtr_auc")}
             sys.stdout.write(f"{name} ε={epsilon:g} {rows[0]['generator']} {line} real {real}\n")
 
 
