@@ -287,6 +287,10 @@ def _check_files(report: AuditReport, directory: Path, run: str, books: dict[str
     signed = [n["fields"] for n in notes if n["about"] == PUBLISHED and n["fields"].get("run") == run]
     ok = bool(signed) and signed[-1].get("files") == files
     report.add("files", ok, "listed and signed in the study's ledger" if ok else "not those signed in the ledger")
+    result = _read_json(directory / "result.json") or {}
+    if "scores" in result or (signed and "said" in signed[-1]):
+        ok = bool(signed) and signed[-1].get("said") == said_digest(result)
+        report.add("scores", ok, "scores and warnings as signed" if ok else "scores or warnings are not those signed")
     for name, digest in sorted(files.items()):
         try:
             found = _sha256(_inside(directory, name))
@@ -295,6 +299,12 @@ def _check_files(report: AuditReport, directory: Path, run: str, books: dict[str
             continue
         same = found == digest
         report.add(f"file {name}", same, f"SHA-256 {found[:16]}…, {'as' if same else 'not as'} recorded")
+
+
+def said_digest(result: Mapping[str, Any]) -> str:
+    """Names the scores and warnings of a result.json: SHA-256 of their JSON with sorted keys."""
+    text = json.dumps({name: result.get(name) for name in ("scores", "warnings")}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _wrong_prices(report: AuditReport, plan: Plan, privacy: dict[str, Any], *, rehearsal: bool) -> str:

@@ -34,7 +34,7 @@ from cohortium.common.privacy.chain import Book
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.protocol.signing import public_from_raw
-from cohortium.server.audit import COORDINATOR, PUBLISHED, claims
+from cohortium.server.audit import COORDINATOR, PUBLISHED, claims, said_digest
 from cohortium.server.runs import RunFolder
 from cohortium.server.sampling import write_rows
 from cohortium.simulations.run import events_of, real_side, refuse_unfinished
@@ -94,13 +94,6 @@ def finish(out: Path, *, progress: Progress = lambda _: None, score: bool = True
     files = {name: _sha256(out / name) for name in ("synthetic.parquet", "synthetic.csv", "run/model.npz")}
     key = folder.key()
     guessed = bool(facts.get("guessed_ranges"))
-    with Ledger.open(folder.inner / "ledger.db", key) as ledger:
-        if guessed and not any(note["about"] == GUESSED for note in ledger.book.notes):
-            ledger.note(GUESSED, run=str(facts["run"]))
-        ledger.note(PUBLISHED, run=str(facts["run"]), files=files)
-        ledger.export(folder.inner / "ledger.jsonl")
-    books = read_books(out, plan, facts)
-    claimed = claims(plan, str(facts["run"]), books)
     warnings = tuple(
         text
         for on, text in (
@@ -110,6 +103,14 @@ def finish(out: Path, *, progress: Progress = lambda _: None, score: bool = True
         )
         if on
     )
+    said = {"scores": None if scores is None else scores.to_json(), "warnings": list(warnings)}
+    with Ledger.open(folder.inner / "ledger.db", key) as ledger:
+        if guessed and not any(note["about"] == GUESSED for note in ledger.book.notes):
+            ledger.note(GUESSED, run=str(facts["run"]))
+        ledger.note(PUBLISHED, run=str(facts["run"]), files=files, said=said_digest(said))
+        ledger.export(folder.inner / "ledger.jsonl")
+    books = read_books(out, plan, facts)
+    claimed = claims(plan, str(facts["run"]), books)
     report = _report_facts(folder, plan, facts, claimed, warnings, files, books, scored)
     progress("writing the report")
     result: dict[str, Any] = {

@@ -55,3 +55,22 @@ def test_a_finished_simulation(simulate: Callable[..., Path]) -> None:
             line.body["state"] for line in chain.read_jsonl(site / "ledger.jsonl") if line.body["kind"] == "advance"
         ]
         assert states == ["SEALED", "UNMASKED", "RELEASED"] * RunFolder(root=out).plan().releases
+
+
+def test_scores_and_warnings_are_signed(simulate: Callable[..., Path]) -> None:
+    """A better score or a missing warning in result.json is found."""
+    out = simulate("iid:3")
+    finish(out)
+    assert audit(out).ok
+    text = (out / "result.json").read_text(encoding="utf-8")
+    for change in (
+        lambda r: r["scores"]["figures"]["tvd1"].update(value=0.0),
+        lambda r: r["scores"].update(headline="Good for everything."),
+        lambda r: r.update(scores=None),
+        lambda r: r.pop("scores"),
+        lambda r: r.update(warnings=["none"]),
+    ):
+        result = json.loads(text)
+        change(result)
+        (out / "result.json").write_text(json.dumps(result), encoding="utf-8")
+        assert [check.name for check in audit(out).checks if not check.ok] == ["scores"]
