@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -27,6 +27,7 @@ from cohortium.common.encoding import Grid, grids
 from cohortium.common.errors import CheckFailed, PeerUnreachable, Refused, UsageError
 from cohortium.common.generators.base import Model, Settings
 from cohortium.common.generators.sampling import table
+from cohortium.common.generators.steps import ServerStep
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import EVALUATION_BINS, Plan
 from cohortium.common.protocol.messages import Message, digest
@@ -228,8 +229,8 @@ def settings_of(study: Study, *, seed: int, exact: bool = False) -> Settings:
         seed=seed,
         exact=exact,
         local_steps=strategy.local_steps if local else 1,
-        server_step=strategy.server_step,
-        fedprox_mu=strategy.fedprox_mu,  # type: ignore[arg-type]
+        server_step=cast(ServerStep, strategy.server_step),  # one of the three: the study file checked it
+        fedprox_mu=strategy.fedprox_mu,
     )
 
 
