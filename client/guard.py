@@ -44,7 +44,7 @@ from cohortium.common.protocol.messages import Message, canonical, content_diges
 from cohortium.common.protocol.round_messages import RevealRequest, Roster, RoundParams, SurvivorSet
 from cohortium.common.protocol.secure_sum import Phase, SiteRound
 from cohortium.common.protocol.signing import load_private, public_from_raw
-from cohortium.common.queries import AnyQuery, Gradient, Part, from_wire
+from cohortium.common.queries import Part, from_wire
 
 CODES = {
     # first letters of an error's code -> what the outside may learn
@@ -479,6 +479,3 @@ def _whole(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**53:
         raise ProtocolError("MSG-FIELD", "a field should be an integer of at least 0")
     return value
-
-
-__all__ = ["AnyQuery", "Gradient", "Guard", "held_out", "open_guard", "open_shared_guard"]

@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 
 from cohortium.client.approval import approve, proposal_message
-from cohortium.client.guard import open_guard, open_shared_guard
 from cohortium.client.loading import ROW_NAMES
 from cohortium.client.policy import Policy, Rehearsal
 from cohortium.client.records import checked
@@ -169,13 +168,11 @@ def run(
             hint="nothing was asked yet: remove the folder and start again",
         )
     plan = RunFolder(root=out).plan()
-    chosen = engine or engines.InProcess()
     engines.run(
         lambda courier: drive(courier, out, on_event=on_event, stop=stop),
         sites=[out / "sites" / name for name in plan.sites],
-        engine=chosen,
+        engine=engine or engines.InProcess(),
         log=out / "run" / "flower.log",
-        opener=open_guard if isinstance(chosen, engines.InProcess) else open_shared_guard,
     )
 
 
