@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -qq $(PIP_EXTRA) -c constraints.txt
 SOURCES := cohortium common strategies client server simulations
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test lint format clean proto
 .DELETE_ON_ERROR:
 
 help:
@@ -69,3 +69,14 @@ format: .venv/.developing
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stubs beside the .proto are checked in; this makes them again, byte for byte (tests/common/protocol says so).
+PROTO_TOOLS := grpcio-tools==1.76.0 protobuf==6.33.6 setuptools==80.9.0
+
+proto:
+	@test -x build/proto/bin/python || $(PYTHON) -m venv build/proto
+	build/proto/bin/python -m pip --disable-pip-version-check install -qq $(PIP_EXTRA) $(PROTO_TOOLS)
+	build/proto/bin/python -m grpc_tools.protoc -Icohortium/common/protocol=common/protocol \
+		--python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto \
+		cohortium/common/protocol/consortium.proto
+	cp build/proto/cohortium/common/protocol/consortium_pb2*.py* common/protocol/
