@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cohortium.client.policy import Policy
 from cohortium.common.errors import ProtocolError, Refused
+from cohortium.common.privacy import chain, witness
 from cohortium.common.privacy.accountant import RdpFilter
 from cohortium.common.privacy.budget import Mode
-from cohortium.common.privacy.chain import REHEARSAL
+from cohortium.common.privacy.chain import REHEARSAL, Checkpoint
+from cohortium.common.privacy.entropy import Purpose, SystemEntropy
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan, Stage
 from cohortium.common.privacy.release import Released
@@ -29,13 +31,15 @@ from cohortium.common.queries import AnyQuery, Gradient
 
 OUTBOUND: dict[str, frozenset[str]] = {
     # kind: exactly these fields. Only the two kinds of CARRIES_RECORDS hold numbers made from records.
-    "site.hello": frozenset({"run", "plan", "lines", "channel", "checkpoint"}),
+    "site.hello": frozenset({"run", "plan", "lines", "channel", "checkpoint", "witnessed"}),
+    "site.witnessed": frozenset({"run", "signatures", "refused"}),
+    "site.started": frozenset({"run"}),
     "sum.prepared": frozenset({"context", "announced"}),
     "sum.masked": frozenset({"context", "roster"}),
     "sum.vote": frozenset({"context", "ballot", "signature"}),
     "site.revealed": frozenset({"revealed", "lines", "prepared"}),
     "site.noised": frozenset({"run", "index", "lattice", "lines"}),
-    "site.finished": frozenset({"run", "lines"}),
+    "site.finished": frozenset({"run", "lines", "checkpoint"}),
     "site.refused": frozenset({"code"}),
 }
 CARRIES_RECORDS = {"sum.masked": "secure-sum", "site.noised": "local"}
@@ -44,6 +48,10 @@ CARRIES_SHARES = frozenset({"sum.prepared", "site.revealed"})
 """Kinds that may hold shares sealed to peers, each of one fixed length. No other kind has blobs."""
 MAX_TEXT = 1024
 MAX_NUMBER = 2**53
+MAX_CLIP_L2 = 2.0**20
+"""No honest query clips so late. Its noise would grow alike, so it is no leak; but nobody meant to ask it."""
+MAX_STARTS = 1000
+"""How often one run may be begun or resumed: nobody fills a hospital's disk with lines."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +84,22 @@ class Gate:
         codes: how many fine codes each modelled column of the approved dictionary has.
         Raises Refused or ProtocolError with a code; nothing was charged then.
         """
+        stage = self.check(plan=plan, index=index, query=query, codes=codes)
+        line = self._ledger.reserve(
+            run=run,
+            release_id=str(index),
+            event=stage.event,
+            count=stage.steps,
+            plan_digest=plan.digest,
+            purpose=stage.name,
+        )
+        return Permit(run=run, index=index, stage=stage, mode=plan.mode, head=line.hash)
+
+    def check(self, *, plan: Plan, index: int, query: AnyQuery, codes: Sequence[int]) -> Stage:
+        """The stage of the approved plan that the query belongs to; nothing is charged and no record is needed.
+
+        Raises as `open` does: whatever can be refused is refused here, so also before the table is opened.
+        """
         self._policy.check(plan)
         stage = plan.stage_of(index)
         steps = query.local.steps if isinstance(query, Gradient) and query.local is not None else 1
@@ -86,18 +110,12 @@ class Gate:
             raise Refused("GATE-NOT-IN-PLAN", "local steps need the trust mode `local`")
         if query.dim > stage.max_dim:
             raise Refused("GATE-SIZE", "the answer would be larger than the plan says")
+        if query.clip_norm_l2 > MAX_CLIP_L2:
+            raise Refused("GATE-CLIP", "the query clips later than any that makes sense")
         # What is refused must be settled here, by public facts: later a refusal could depend on the records.
         query.check_codes(codes)
         self._check_cap(plan, stage)
-        line = self._ledger.reserve(
-            run=run,
-            release_id=str(index),
-            event=stage.event,
-            count=stage.steps,
-            plan_digest=plan.digest,
-            purpose=stage.name,
-        )
-        return Permit(run=run, index=index, stage=stage, mode=plan.mode, head=line.hash)
+        return stage
 
     def _check_cap(self, plan: Plan, stage: Stage) -> None:
         if not plan.private:
@@ -153,6 +171,30 @@ class Gate:
         notes = self._ledger.book.notes
         if not any(note["about"] == REHEARSAL and note["fields"].get("run") == run for note in notes):
             self._ledger.note(REHEARSAL, run=run)
+
+    def starts(self, run: str, plan: Plan) -> str:
+        """Write a line that no copy of this ledger can have too, and give the signed checkpoint that ends in it.
+
+        The nonce is the operating system's, in a rehearsal as well: it protects the ledger and touches no release.
+        """
+        notes = self._ledger.book.notes
+        if sum(note["about"] == chain.START and note["fields"].get("run") == run for note in notes) >= MAX_STARTS:
+            raise Refused("GATE-STARTS", f"this run was begun {MAX_STARTS} times", hint="start a new run")
+        nonce = SystemEntropy().key(Purpose(label="start", run=run, release=0))[:16].hex()
+        self._ledger.note(chain.START, run=run, plan=plan.digest, nonce=nonce)
+        return self._ledger.checkpoint()
+
+    def begun(self, run: str) -> Checkpoint:
+        """The head that ends in the newest start of a run: the one that witnesses have to confirm."""
+        for note in reversed(self._ledger.book.notes):
+            if note["about"] == chain.START and note["fields"].get("run") == run:
+                size = int(note["n"]) + 1
+                return Checkpoint(owner=self._ledger.owner, size=size, hash=self._ledger.hash_at(size))
+        raise Refused("WITNESS-START", "this run was not begun here")
+
+    def cosign(self, head: Checkpoint, owner: Ed25519PublicKey) -> str:
+        """This hospital's word that a head is the newest it saw of another's ledger; it was written down before."""
+        return witness.cosign(head, owner=owner, witness=self._policy.name, key=self._key)
 
     def voted(self, run: str, index: int, *, ballot: str) -> None:
         """Record the one survivor set that this site signs. On disk before this returns, so before the vote leaves.

@@ -3,31 +3,40 @@
 It answers the releases of a plan that its officer approved, each once. All of its state is on disk before an
 answer leaves, so it may be killed between any two instructions and opened again, in this process or another.
 Whatever goes wrong, the outside learns one code of `CODES`; the words stay in the site's own log.
+
+A run begins with three messages: `run.hello`, answered by a checkpoint of a ledger that just got a line with a nonce;
+`run.witness`, in which this site confirms the others' ledgers; `run.start`, in which it gets their confirmation of its
+own and counts it. Before that no question is answered (common/privacy/witness.py says how many it takes, and why).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
+import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from cohortium.client.approval import COORDINATOR, Proposal, approval_files, load_approved
+from cohortium.client.approval import COORDINATOR, PAUSED, Proposal, approval_files, load_approved
 from cohortium.client.gate import Gate
 from cohortium.client.loading import load_records
 from cohortium.client.policy import Policy
 from cohortium.client.vault import Vault
+from cohortium.client.witness import MAX_NOTE, Witness
 from cohortium.common.encoding import Records, grids
 from cohortium.common.errors import CohortiumError, ProtocolError, Refused
+from cohortium.common.privacy import chain, witness
 from cohortium.common.privacy.entropy import (
     Entropy,
     Material,
@@ -36,7 +45,7 @@ from cohortium.common.privacy.entropy import (
     SystemEntropy,
     patient_uniforms,
 )
-from cohortium.common.privacy.ledger import Ledger
+from cohortium.common.privacy.ledger import CLOCK_SLACK_S, Ledger
 from cohortium.common.privacy.release import Released, release
 from cohortium.common.protocol.channels import ChannelKeys, Directory, open_channel
 from cohortium.common.protocol.fixedpoint import to_ring
@@ -58,6 +67,13 @@ CODES = {
     "GATE": "REFUSED",
     "CAP": "REFUSED-CAP",
     "LEDGER": "REFUSED-LEDGER",
+    # The site's disk or its past is not what it should be; which of them, and how, is for its own people.
+    "WITNESS": "REFUSED-LEDGER",
+    "VAULT": "REFUSED-LEDGER",
+    "CHECKPOINT": "BAD-ENVELOPE",
+    "CLOCK": "REFUSED-CLOCK",
+    "APPROVAL": "REFUSED",
+    "GUARD-PAUSED": "REFUSED-PAUSED",
     "SUM": "BAD-ROUND",
     "RELEASE": "BAD-QUERY",
     "NETWORK": "BAD-QUERY",
@@ -70,6 +86,9 @@ CODES = {
     "POLICY-PATIENTS": "REFUSED-DATA",
 }
 INTERNAL = "GUARD-INTERNAL"
+_STARTED = frozenset({"run.prepare", "run.ask", "run.survivors", "run.reveal"})
+"""What is answered only in a run that witnesses let begin."""
+_WORD = re.compile(r"[A-Z][A-Z-]{2,39}")
 
 
 def open_guard(directory: Path) -> Guard:
@@ -93,6 +112,7 @@ class Guard:
         self._shared = shared
         self._ledger: Ledger | None = None
         self._vault: Vault | None = None
+        self._witness: Witness | None = None
         self._proposal: Proposal | None = None
         self._approval: tuple[tuple[int, int, int], ...] = ()  # the approval's files, as they were when they were read
         self._records: dict[str, dict[Part, Records]] = {}
@@ -106,48 +126,59 @@ class Guard:
         return self._policy.name
 
     def close(self) -> None:
-        if self._ledger is not None:
-            self._ledger.close()
-            self._ledger = None
-        if self._vault is not None:
-            self._vault.close()
-            self._vault = None
+        with contextlib.ExitStack() as stack:  # all of them, also where one fails
+            for opened in (self._ledger, self._vault, self._witness):
+                if opened is not None:
+                    stack.callback(opened.close)
+            self._ledger = self._vault = self._witness = None
 
     def handle(self, envelope: bytes) -> bytes:
         """Answer one envelope of the coordinator. Never raises for what the outside sent; never explains."""
-        with self._thread, self._alone():
+        with self._thread:
             try:
-                message = unseal(envelope, self._coordinator, sender=COORDINATOR)
-                return self._dispatch(message)
-            except CohortiumError as error:
-                code = CODES.get(error.code) or CODES.get(error.code.split("-")[0], INTERNAL)
-                return self._refuse(code, error.code, error.sentence)
-            except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-                return self._refuse("BAD-ENVELOPE", type(error).__name__, "a message's field is missing or malformed")
-            except Exception as error:  # no memory, a full disk, a bug: the words may hold data, so only the class
-                self._forget()
-                return self._refuse(INTERNAL, type(error).__name__, "the guard failed; it starts again from its disk")
-            finally:
-                if self._shared:
-                    self.close()
+                with self._alone():
+                    return self._answer(envelope)
+            except OSError as error:  # not even the lock can be had
+                return self._refuse(INTERNAL, *_failure(error))
+
+    def _answer(self, envelope: bytes) -> bytes:
+        try:
+            message = unseal(envelope, self._coordinator, sender=COORDINATOR)
+            return self._dispatch(message)
+        except CohortiumError as error:
+            code = CODES.get(error.code) or CODES.get(error.code.split("-")[0], INTERNAL)
+            return self._refuse(code, error.code, error.sentence)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+            return self._refuse("BAD-ENVELOPE", type(error).__name__, "a message's field is missing or malformed")
+        except Exception as error:  # no memory, a full disk, a bug: the words may hold data, so only the class
+            self._forget()
+            return self._refuse(INTERNAL, *_failure(error))
+        finally:
+            if self._shared:
+                self._forget_files()
 
     def _forget(self) -> None:
         """Let go of all that is in memory: after a failure only the disk is true. What was reserved burns."""
-        ledger, vault = self._ledger, self._vault
-        self._ledger = self._vault = self._proposal = self._opened = None
+        self._proposal = self._opened = None
         self._records = {}
-        for opened in (ledger, vault):
-            with contextlib.suppress(Exception):
-                if opened is not None:
-                    opened.close()
+        self._forget_files()
+
+    def _forget_files(self) -> None:
+        # A full disk may keep the ledger's last line from being written; without it the same bytes are sent again.
+        with contextlib.suppress(Exception):
+            self.close()
 
     # ---- messages -------------------------------------------------------------------------------------------
 
     def _dispatch(self, message: Message) -> bytes:
+        if os.path.lexists(self._directory / PAUSED):
+            raise Refused("GUARD-PAUSED", "this site is paused", hint="cohortium site unpause")
         fields = message.fields
         proposal = self._approved(fields["run"])
         handlers = {
             "run.hello": self._hello,
+            "run.witness": self._cosign,
+            "run.start": self._start,
             "run.prepare": self._prepare,
             "run.ask": self._ask,
             "run.survivors": self._survivors,
@@ -156,29 +187,117 @@ class Guard:
         }
         if message.kind not in handlers:
             raise ProtocolError("MSG-KIND", "a guard does not know that kind of message")
+        self._ledger_().check_clock()
+        if "mirrored" in fields and _int(message, "mirrored") > self._ledger_().head().size:
+            raise Refused(
+                "LEDGER-BEHIND",
+                "the coordinator has more lines of this ledger than there are here: an older one was put back",
+                hint="bring the newest ledger back, or enrol anew with a new key",
+            )
+        if message.kind in _STARTED:
+            self._check_started(proposal.run)
         return handlers[message.kind](proposal, message)
 
     def _hello(self, proposal: Proposal, message: Message) -> bytes:
+        self._check_past(message)
         channel = None
         if proposal.plan.mode == "secure-sum" and not self._closed(proposal.run):
             private = self._vault_().get(f"channel/{proposal.run}")
             material = Material(private or self._entropy.key(Purpose(label="channel", run=proposal.run, release=0)))
             _, public = open_channel(run_id=proposal.run, site=self.site, identity=self._key, entropy=material)
             if private is None:
-                self._vault_().put({f"channel/{proposal.run}": material.key})
+                self._store({f"channel/{proposal.run}": material.key})
             channel = public.to_message().fields
         # The table is read and checked now: a hospital that cannot take part says so before anything is charged.
         self._load(proposal)
         if self._policy.rehearsal is not None:
             self._gate().rehearse(proposal.run)
+        checkpoint = self._gate().starts(proposal.run, proposal.plan)
+        others = {site: public for site, public in proposal.identities.items() if site != self.site}
         fields = {
             "run": proposal.run,
             "plan": proposal.plan.digest,
             "lines": self._lines(message),
             "channel": channel,
-            "checkpoint": self._ledger_().checkpoint(),
+            "checkpoint": checkpoint,
+            "witnessed": self._witness_().sizes(others),
         }
         return self._gate().send(Message(kind="site.hello", sender=self.site, fields=fields))
+
+    def _check_past(self, message: Message) -> None:
+        """Is this the ledger that this site signed for before, and is it today? Before a line is written or a record
+        read. The proof is the site's own signature, which the coordinator kept; nobody else can have made it."""
+        at, seen, ledger = message.fields.get("at"), message.fields.get("seen"), self._ledger_()
+        if at is not None and abs(_whole(at) - int(time.time())) > CLOCK_SLACK_S:
+            raise Refused(
+                "CLOCK-SKEW",
+                "this machine's clock and the coordinator's are more than a day apart",
+                hint="set this machine's clock by a time server; if it is right, tell the coordinator",
+            )
+        if seen is None:
+            return
+        if not isinstance(seen, str) or len(seen) > MAX_NOTE:
+            raise ProtocolError("MSG-FIELD", "a checkpoint is a short text")
+        known = chain.verify_checkpoint(seen, self._key.public_key(), owner=self.site)
+        if known.size > ledger.head().size:
+            raise Refused(
+                "LEDGER-ROLLBACK",
+                f"this site signed for {known.size} lines before, and its ledger has {ledger.head().size}",
+                hint="an older ledger was put back: bring the newest one back, or enrol anew with a new key",
+            )
+        if ledger.hash_at(known.size) != known.hash:
+            raise Refused(
+                "LEDGER-FORK",
+                f"this site signed for another line {known.size - 1} before: its ledger was copied and both were used",
+                hint="stop the copy; only the one that the coordinator has seen may go on",
+            )
+
+    def _cosign(self, proposal: Proposal, message: Message) -> bytes:
+        """Confirm the others' ledgers, each that is no shorter than before and goes on from where it stood."""
+        proofs = {n.removeprefix("proof/"): b for n, b in message.blobs.items() if n.startswith("proof/")}
+        found = self._witness_().examine(
+            message.fields["checkpoints"], proofs, identities=proposal.identities, own=self.site
+        )
+        for site, code in found.refused.items():
+            self._note(code, f"the ledger of {site!r} was not confirmed")
+        gate = self._gate()
+        signatures = {site: gate.cosign(head, proposal.identities[site]) for site, head in found.heads.items()}
+        fields = {"run": proposal.run, "signatures": signatures, "refused": found.refused}
+        return gate.send(Message(kind="site.witnessed", sender=self.site, fields=fields))
+
+    def _start(self, proposal: Proposal, message: Message) -> bytes:
+        """Count who confirmed the checkpoint of the newest hello; with enough, the run may begin here."""
+        head, plan, public = self._gate().begun(proposal.run), proposal.plan, self._key.public_key()
+        signatures, refused = message.fields["signatures"], message.fields["refused"]
+        said = "".join(
+            f"; {site}: {code}"
+            for site, code in sorted(refused.items())
+            if site in {COORDINATOR, *plan.sites} and _WORD.fullmatch(code)
+        )
+        if not witness.cosigned(
+            head, signatures.get(COORDINATOR), owner=public, witness=COORDINATOR, public=self._coordinator
+        ):
+            raise Refused("WITNESS-COORDINATOR", f"the coordinator did not confirm this ledger{said}")
+        others = {site: key for site, key in proposal.identities.items() if site != self.site}
+        count = sum(
+            witness.cosigned(head, signatures.get(site), owner=public, witness=site, public=key)
+            for site, key in others.items()
+        )
+        enough = witness.needed(sites=len(plan.sites), colluders=plan.colluders)
+        if count < enough:
+            raise Refused("WITNESS-FEW", f"{count} other sites confirmed this ledger, {enough} are needed{said}")
+        self._store({f"start/{proposal.run}": f"{head.size} {head.hash}".encode()})
+        return self._gate().send(Message(kind="site.started", sender=self.site, fields={"run": proposal.run}))
+
+    def _check_started(self, run: str) -> None:
+        """The confirmed start holds, over restarts too, as long as the ledger goes on from it."""
+        kept = self._vault_().get(f"start/{run}")
+        if kept is None or not self._goes_on_from(kept):
+            raise Refused("WITNESS-START", "no witnesses have confirmed this site's ledger in this run")
+
+    def _goes_on_from(self, kept: bytes) -> bool:
+        size, _, line_hash = kept.decode().partition(" ")
+        return self._ledger_().hash_at(int(size)) == line_hash
 
     def _prepare(self, proposal: Proposal, message: Message) -> bytes:
         if "channels" in message.fields:
@@ -207,8 +326,10 @@ class Guard:
             round_ = self._round(proposal, index)
             if round_.phase is not Phase.PREPARED or round_.params.dim != query.dim:
                 raise ProtocolError("SUM-PHASE", "this site is not prepared for that round and length")
-        records = self._load(proposal)[query.part]
         codes = [grid.size for grid in grids(proposal.schema)]
+        if proposal.run not in self._records:  # what is refused is refused before the table is opened
+            self._gate().check(plan=plan, index=index, query=query, codes=codes)
+        records = self._load(proposal)[query.part]
         permit = self._gate().open(plan=plan, run=proposal.run, index=index, query=query, codes=codes)
         released = release(
             query=query,
@@ -234,7 +355,7 @@ class Guard:
         kept: dict[str, bytes | None] = {"sealed": envelope, "asked": f"{proposal.run}/{index}/{asked}".encode()}
         if round_ is not None:
             kept[_round_name(round_.params)] = round_.to_state()
-        self._vault_().put(kept)
+        self._store(kept)
         self._gate().sealed(permit, envelope)
         if round_ is None:
             self._gate().released(proposal.run, index)
@@ -298,7 +419,7 @@ class Guard:
         # Rounds before this one are over, also those that this site dropped out of: their secrets go.
         done = [f"round/{run}/{i}" for i in range(index)]
         kept |= dict.fromkeys(set(done) & set(self._vault_().names(f"round/{run}/")))
-        self._vault_().put(kept)
+        self._store(kept)
         if self._ledger_().state(run, str(index)) != "RELEASED":
             self._gate().released(run, index, ballot=request.chosen.digest())
         fields = {"revealed": revealed.to_message().fields, "lines": self._lines(message), "prepared": prepared}
@@ -315,7 +436,7 @@ class Guard:
         vault = self._vault_()
         names = [*vault.names(f"round/{run}/"), f"channel/{run}", f"channels/{run}"]
         closed: dict[str, bytes | None] = {f"closed/{run}": asked, f"last/{run}": last}
-        vault.put(dict.fromkeys(names) | closed)
+        self._store(dict.fromkeys(names) | closed)
         self._opened = None
 
     def _closed(self, run: str) -> bool:
@@ -331,7 +452,7 @@ class Guard:
             if message.fields.get("final") is True or (over and not self._closed(run)):
                 self._erase(run)
         self._ledger_().export(self._directory / "ledger.jsonl")
-        fields = {"run": run, "lines": self._lines(message)}
+        fields = {"run": run, "lines": self._lines(message), "checkpoint": self._ledger_().checkpoint()}
         return self._gate().send(Message(kind="site.finished", sender=self.site, fields=fields))
 
     # ---- what the guard owns --------------------------------------------------------------------------------
@@ -341,7 +462,9 @@ class Guard:
         files = approval_files(self._directory, str(run))
         if self._proposal is None or self._proposal.run != run or self._approval != files:
             self._proposal = None
-            self._proposal, self._approval = load_approved(self._directory, self._policy, str(run)), files
+            found = load_approved(self._directory, self._policy, str(run))
+            self._policy.check(found.plan)  # again: what an officer signed by mistake is not read a record for
+            self._proposal, self._approval = found, files
         return self._proposal
 
     def _load(self, proposal: Proposal) -> dict[Part, Records]:
@@ -350,14 +473,52 @@ class Guard:
             records = load_records(
                 self._directory, self._policy, schema=proposal.schema, unit=plan.unit, exclude=proposal.exclude
             )
+            self._check_table(proposal.run, records)
             held = held_out(records, study=plan.study, share=plan.holdout)
             self._records = {proposal.run: {"train": records.subset(~held), "holdout": records.subset(held)}}
         return self._records[proposal.run]
 
+    def _check_table(self, run: str, records: Records) -> None:
+        """One run, one table: its releases are priced as looks at the same patients."""
+        found = _digest_of(records)
+        known = self._vault_().get(f"table/{run}")
+        if known is None:
+            self._store({f"table/{run}": found})
+        elif known != found:
+            raise Refused(
+                "TABLE-CHANGED",
+                "the table is not the one that this run began with",
+                hint="put the table of the run's beginning back, or ask the coordinator for a new run",
+            )
+
     def _ledger_(self) -> Ledger:
         if self._ledger is None:
             self._ledger = Ledger.open(self._directory / "ledger.db", self._key)
+            kept = self._vault_().get(self._head_name)
+            if kept is not None and not self._goes_on_from(kept):
+                self.close()
+                raise Refused(
+                    "LEDGER-ROLLBACK",
+                    "the guard's memory names a line that its ledger does not have: one of the two was put back",
+                    where=(str(self._directory),),
+                    hint="bring the newest ledger back, or enrol anew with a new key",
+                )
         return self._ledger
+
+    def _store(self, values: Mapping[str, bytes | None]) -> None:
+        """Put into the vault, with the ledger's head at this moment: of ledger and vault neither can go back alone."""
+        head = self._ledger_().head()
+        self._vault_().put({**values, self._head_name: f"{head.size} {head.hash}".encode()})
+
+    @property
+    def _head_name(self) -> str:
+        # A ledger belongs to its key: after a change of keys the new one owes nothing to the old one's head.
+        return f"ledger/{self._key.public_key().public_bytes_raw().hex()[:16]}"
+
+    def _witness_(self) -> Witness:
+        if self._witness is None:
+            self._witness = Witness(self._directory / "witness.db")
+        return self._witness
 
     def _vault_(self) -> Vault:
         if self._vault is None:
@@ -380,7 +541,7 @@ class Guard:
         if known is not None and known != packed:
             raise ProtocolError("SUM-KEY", "this run already has other channel keys")
         if known is None:
-            self._vault_().put({f"channels/{proposal.run}": packed})
+            self._store({f"channels/{proposal.run}": packed})
 
     def _directory_of(self, proposal: Proposal) -> tuple[X25519PrivateKey, Directory]:
         packed, key = self._vault_().get(f"channels/{proposal.run}"), self._vault_().get(f"channel/{proposal.run}")
@@ -428,7 +589,7 @@ class Guard:
         return SiteRound.from_state(state, identity=self._key, channel=channel, directory=directory)
 
     def _keep(self, round_: SiteRound) -> None:
-        self._vault_().put({_round_name(round_.params): round_.to_state()})
+        self._store({_round_name(round_.params): round_.to_state()})
 
     def _material(self, run: str, index: int) -> Material:
         return Material(self._entropy.key(Purpose(label="masks", run=run, release=index)))
@@ -436,12 +597,16 @@ class Guard:
     # ---- failures -------------------------------------------------------------------------------------------
 
     def _refuse(self, code: str, local_code: str, sentence: str) -> bytes:
+        self._note(local_code, sentence, code=code)
+        gate = Gate(policy=self._policy, ledger=None, key=self._key)  # the ledger may be what failed
+        return gate.send(Message(kind="site.refused", sender=self.site, fields={"code": code}))
+
+    def _note(self, local_code: str, sentence: str, *, code: str = "") -> None:
+        """A line in the site's own log."""
         entry = {"at": int(time.time()), "code": code, "local": local_code, "sentence": sentence}
         # A full disk must not turn a refusal into an exception with words.
         with contextlib.suppress(OSError), open(self._directory / "guard.log", "a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
-        gate = Gate(policy=self._policy, ledger=None, key=self._key)  # the ledger may be what failed
-        return gate.send(Message(kind="site.refused", sender=self.site, fields={"code": code}))
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -465,6 +630,25 @@ def is_held_out(identity: np.ndarray, *, study: str, share: float) -> np.ndarray
         return np.zeros(len(identity), dtype=bool)
     key = hashlib.sha256(b"cohortium/holdout/1\x00" + study.encode()).digest()
     return patient_uniforms(key, identity) < np.uint64(int(share * 2**64))
+
+
+def _digest_of(records: Records) -> bytes:
+    """SHA-256 of everything in a table that a query can see. Stays in the vault."""
+    sha = hashlib.sha256()
+    for array in (records.codes, records.patient, records.identity, records.rows_per_patient):
+        sha.update(f"{array.dtype.str} {array.shape}\x00".encode())
+        sha.update(np.ascontiguousarray(array).data)
+    return sha.digest()
+
+
+def _failure(error: Exception) -> tuple[str, str]:
+    """(local code, sentence) of what the guard did not foresee, without a word of the error's own text."""
+    name = getattr(error, "sqlite_errorname", None) if isinstance(error, sqlite3.Error) else None
+    if isinstance(error, OSError) and error.errno is not None:
+        name = errno.errorcode.get(error.errno)
+    if name is not None:
+        return f"DISK-{name}", "the guard's disk is full, read-only or damaged; nothing is answered until it is not"
+    return type(error).__name__, "the guard failed; it starts again from its disk"
 
 
 def _round_name(params: RoundParams) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from cohortium.client.policy import Policy
 from cohortium.client.records import records
-from cohortium.client.sources.base import read
+from cohortium.client.references import resolve
+from cohortium.client.sources.base import Batches, Source, read, read_source
 from cohortium.common.encoding import Records
 from cohortium.common.errors import CohortiumError, Refused, TableError
 from cohortium.common.schema import Schema
@@ -25,11 +27,12 @@ def load_records(
 ) -> Records:
     """The site's records, checked. Raises TableError, or Refused POLICY-PATIENTS where there are too few patients."""
     try:
-        table = read(directory / policy.table)
+        table = load_table(directory, policy)
         names = directory / ROW_NAMES
-        if names.exists():  # a simulated site: rows keep the names they have in the whole table
+        # A simulated site: rows keep the names they have in the whole table.
+        if isinstance(table, pd.DataFrame) and names.exists():
             table.index = np.load(names, allow_pickle=False)
-        found = records(schema, table, unit=unit, where=policy.table, exclude=exclude)
+        found = records(schema, table, unit=unit, where=policy.table, exclude=exclude, one_row=policy.one_row)
     except CohortiumError:
         raise
     except Exception as error:  # a reader's own errors too: from outside they must look like any other
@@ -43,3 +46,22 @@ def load_records(
             hint="[policy] minimum_patients",
         )
     return found
+
+
+def load_table(directory: Path, policy: Policy) -> pd.DataFrame | Batches:
+    """The table as it is, un-checked: a file or folder, or what the query of a database gives, in pieces."""
+    if not policy.database:
+        return read(directory / policy.table)
+    query = policy.query
+    if policy.query_file is not None:
+        try:
+            query = (directory / policy.query_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise TableError(
+                "TABLE-QUERY", "the query's file cannot be read", where=(policy.query_file,), hint="[data] query_file"
+            ) from None
+    try:
+        password = None if policy.password is None else resolve(policy.password, relative_to=directory)
+    except CohortiumError as error:  # from outside this too is one more table that cannot be read
+        raise TableError("TABLE-SECRET", error.sentence, where=error.where, hint=error.hint) from None
+    return read_source(Source(url=policy.table, query=query, password=password), folder=directory)

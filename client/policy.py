@@ -1,10 +1,15 @@
 """site.toml: where a hospital's data is, and what its officer lets happen to it. Nothing here has a lax default.
 
 [site]    name, coordinator_key (hex of the coordinator's Ed25519 key)
-[data]    table (a Parquet or CSV file, relative to site.toml)
+[data]    table: a Parquet or CSV file or a folder of them (relative to site.toml), or a database's address
+          (postgresql://, sqlite:///, duckdb:///) with query or query_file; password: where the password lies
+          (env:, file:, keyring:), never the password; one_row = false where a query gives several rows a patient
 [policy]  lifetime_epsilon, lifetime_delta, unit, hospitals, minimum_sites, minimum_colluders, minimum_patients,
-          generators, strategies, evaluation; peers (the one that may be absent): {name = hex of a site's key}
-[rehearsal]  seed, noise: only in simulations; a guard with it never claims privacy
+          generators, strategies, evaluation. May be absent: peers, {name = hex of a site's key}; officers, a list of
+          hex keys (absent: the one in officer.pub) with officers_needed, how many of them must sign (absent: 1)
+[rehearsal]  seed, noise: only in simulations and rehearsals; a guard with it never claims privacy
+
+One directory, one source, one ledger: the lifetime cap is the cap of this source.
 """
 
 from __future__ import annotations
@@ -18,10 +23,23 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cohortium.client.references import check_reference, refuse_literal_secret
 from cohortium.common.errors import Refused, UsageError
 from cohortium.common.privacy.chain import is_hex
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.study import toml_text
+
+DATABASES = ("postgresql://", "sqlite:///", "duckdb:///")
+KNOWN = {
+    "site": {"name", "coordinator_key"},
+    "data": {"table", "query", "query_file", "password", "one_row"},
+    "policy": {
+        *("lifetime_epsilon", "lifetime_delta", "unit", "hospitals", "minimum_sites", "minimum_colluders"),
+        *("minimum_patients", "generators", "strategies", "evaluation", "peers", "officers", "officers_needed"),
+    },
+    "rehearsal": {"seed", "noise"},
+}
+"""A misspelt setting that may be absent would be a lax default: what is not listed here is refused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +57,8 @@ class Policy:
     lifetime_epsilon, lifetime_delta: the cap over all runs on this data, for ever, always counted for a patient in
     `hospitals` hospitals. unit: the column that names the patient, or "row". minimum_colluders: how many of the
     others the hospital does not want to trust. peers: (name, hex of the Ed25519 key) of every site it knows; None
-    takes any, then the officer compares fingerprints.
+    takes any, then the officer compares fingerprints. officers: hex of the keys that may approve; None: the one in
+    officer.pub. query, query_file, password, several_rows: for a database only.
     """
 
     name: str
@@ -57,6 +76,12 @@ class Policy:
     evaluation: bool
     peers: tuple[tuple[str, str], ...] | None = None
     rehearsal: Rehearsal | None = None
+    query: str | None = None
+    query_file: str | None = None
+    password: str | None = None
+    several_rows: bool = False
+    officers: tuple[str, ...] | None = None
+    officers_needed: int = 1
 
     def __post_init__(self) -> None:
         finite = math.isfinite(self.lifetime_epsilon) and self.lifetime_epsilon > 0
@@ -68,17 +93,30 @@ class Policy:
             raise UsageError("SITE-POLICY", "minimum_colluders, hospitals or unit out of range")
         if not all(is_hex(key, 32) for _, key in self.peers or ()):
             raise UsageError("SITE-POLICY", "a peer's key is the hex of 32 bytes")
+        _check_source(self)
+        _check_officers(self)
+
+    @property
+    def database(self) -> bool:
+        """Whether the records come from a database."""
+        return "://" in self.table
+
+    @property
+    def one_row(self) -> bool:
+        """Whether a patient with several rows is a mistake: of a query's join, unless site.toml says otherwise."""
+        return self.database and not self.several_rows
 
     @classmethod
     def load(cls, path: Path) -> Policy:
         try:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
-            site, policy = document["site"], document["policy"]
+            site, data, policy = document["site"], document["data"], document["policy"]
             rehearsal = document.get("rehearsal")
+            _refuse_unknown(document, path)
             return cls(
                 name=site["name"],
                 coordinator_key=site["coordinator_key"],
-                table=document["data"]["table"],
+                table=_text(data["table"]),
                 lifetime_epsilon=float(policy["lifetime_epsilon"]),
                 lifetime_delta=float(policy["lifetime_delta"]),
                 unit=_text(policy["unit"]),
@@ -93,6 +131,12 @@ class Policy:
                 rehearsal=None
                 if rehearsal is None
                 else Rehearsal(seed=rehearsal.get("seed"), noise=_boolean(rehearsal.get("noise", True))),
+                query=None if "query" not in data else _text(data["query"]),
+                query_file=None if "query_file" not in data else _text(data["query_file"]),
+                password=None if "password" not in data else _text(data["password"]),
+                several_rows=not _boolean(data.get("one_row", True)),
+                officers=None if "officers" not in policy else _words(policy["officers"]),
+                officers_needed=_whole(policy.get("officers_needed", 1)),
             )
         except FileNotFoundError:
             raise UsageError("SITE-MISSING", "this is not a site's directory", where=(str(path),)) from None
@@ -115,6 +159,12 @@ class Policy:
             "",
             "[data]",
             f"table = {toml_text(self.table)}",
+            *(
+                f"{name} = {toml_text(value)}"
+                for name in ("query", "query_file", "password")
+                if (value := getattr(self, name)) is not None
+            ),
+            *(["one_row = false"] if self.several_rows else []),
             "",
             "[policy]",
             f"lifetime_epsilon = {self.lifetime_epsilon!r}",
@@ -131,6 +181,9 @@ class Policy:
         if self.peers is not None:
             pins = ", ".join(f"{toml_text(name)} = {toml_text(key)}" for name, key in self.peers)
             lines.append(f"peers = {{{pins}}}")
+        if self.officers is not None:
+            lines.append(f"officers = {toml_text(list(self.officers))}")
+            lines.append(f"officers_needed = {self.officers_needed}")
         if self.rehearsal is not None:
             lines += [
                 "",
@@ -199,6 +252,49 @@ class Policy:
                     f"{site!r} is not a site whose key this hospital knows",
                     hint="compare its fingerprint over another channel, then add it to [policy] peers",
                 )
+
+
+def _check_source(policy: Policy) -> None:
+    if not policy.table:
+        raise UsageError("SITE-TABLE", "[data] table names a file, a folder or a database")
+    asked = [name for name in ("query", "query_file") if getattr(policy, name) is not None]
+    if not policy.database:
+        if asked or policy.password is not None or policy.several_rows:
+            raise UsageError("SITE-QUERY", "a query, a password and one_row belong to a database, not to a file")
+        return
+    if not policy.table.startswith(DATABASES):
+        raise UsageError("SITE-URL", "a database of that kind is not known here", hint=f"known: {', '.join(DATABASES)}")
+    refuse_literal_secret(policy.table)
+    if len(asked) != 1:
+        raise UsageError(
+            "SITE-QUERY", "a database needs one query", hint='add a line under [data]: query_file = "patients.sql"'
+        )
+    if policy.password is not None:
+        check_reference(policy.password)
+
+
+def _check_officers(policy: Policy) -> None:
+    keys = policy.officers
+    if keys is None:
+        if policy.officers_needed != 1:
+            raise UsageError("SITE-OFFICERS", "officers_needed counts the keys in a list of officers")
+        return
+    if not keys or len(set(keys)) != len(keys) or not all(is_hex(key, 32) for key in keys):
+        raise UsageError("SITE-OFFICERS", "officers lists the hex of one or more Ed25519 keys, each once")
+    if not 1 <= policy.officers_needed <= len(keys):
+        raise UsageError("SITE-OFFICERS", "officers_needed is from 1 to the number of officers")
+
+
+def _refuse_unknown(document: Mapping[str, Any], path: Path) -> None:
+    for section, names in KNOWN.items():
+        extra = sorted(set(document.get(section, {})) - names)
+        if extra:
+            raise UsageError(
+                "SITE-UNKNOWN",
+                f"[{section}] has no setting {extra[0]!r}",
+                where=(str(path),),
+                hint=f"known: {', '.join(sorted(names))}",
+            )
 
 
 def _boolean(value: Any) -> bool:

@@ -5,14 +5,20 @@ type ("abc" in a number) is an error with its row: the table is not what the dic
 the right type outside the dictionary (age 300, a level never listed, an infinite number) goes on to the
 encoding, where a public rule makes it missing, "other" or the nearest bound. Errors name rows, never values,
 and only at the site.
+
+Records do not depend on the order of the rows, which a database does not have: patients are sorted by identity, the
+rows of a patient by their codes. Tables are encoded in pieces, so that a large one is in memory as codes only.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import hmac
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import closing, nullcontext
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -21,9 +27,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cohortium.client.sources.base import Batches
 from cohortium.common.encoding import FALSE, TRUE, Records, as_text, encode
 from cohortium.common.errors import TableError
 from cohortium.common.schema import LARGEST, Column, Schema
+
+PIECE_ROWS = 1 << 16
+_EARLIEST, _LATEST = np.datetime64("0001-01-01T00:00:00"), np.datetime64("9999-12-31T23:59:59")
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\Z")
 _INFINITE = frozenset({"inf", "-inf", "+inf", "infinity", "-infinity", "+infinity"})
@@ -31,10 +41,107 @@ _WHOLE_FLOAT = re.compile(r"(-?[0-9]+)\.0*\Z")
 
 
 def records(
-    schema: Schema, table: pd.DataFrame, *, unit: str, where: str = "table", exclude: Iterable[str] = ()
+    schema: Schema,
+    table: pd.DataFrame | Batches,
+    *,
+    unit: str,
+    where: str = "table",
+    exclude: Iterable[str] = (),
+    one_row: bool = False,
 ) -> Records:
-    """One site's encoded rows. Raises TableError with file:column, row and fix; never shows a value."""
-    return encode(schema, checked(schema, table, unit=unit, where=where, exclude=exclude), unit)
+    """One site's encoded rows. Raises TableError with file:column, row and fix; never shows a value.
+
+    unit: the column that names the patient, or "row": then a row of a file is named by its number, and a row of a
+    database, which has none, by what it says (and equal rows by how many there are of them).
+    one_row: refuse a patient with more than one row: TABLE-DUPLICATE. For a query that is meant to give one row each.
+    """
+    if isinstance(table, Batches):
+        pieces: Iterator[pd.DataFrame] = iter(table)
+        numbered = table.numbered
+    else:
+        if unit == "row" and not table.index.is_unique:
+            table = table.reset_index(drop=True)
+        pieces = (table.iloc[start : start + PIECE_ROWS] for start in range(0, max(len(table), 1), PIECE_ROWS))
+        numbered = True
+    exclude = frozenset(exclude)
+    with closing(table) if isinstance(table, Batches) else nullcontext():
+        parts = [encode(schema, checked(schema, p, unit=unit, where=where, exclude=exclude), unit) for p in pieces]
+    found = _joined(parts, by_content=unit == "row" and not numbered)
+    if one_row and unit != "row" and found.rows > found.patients:
+        several = int((found.rows_per_patient > 1).sum())
+        raise TableError(
+            "TABLE-DUPLICATE",
+            f"{several} patients have more than one row, and each should have one",
+            where=(f"{where}:{unit}",),
+            hint="does a join of the query multiply rows? GROUP BY the patient, or choose one row of each",
+        )
+    return found
+
+
+def _joined(parts: list[Records], *, by_content: bool) -> Records:
+    """The pieces of one table as one, in an order that does not depend on the pieces or on their rows' order."""
+    codes = parts[0].codes if len(parts) == 1 else np.concatenate([part.codes for part in parts])
+    if by_content:
+        codes = codes[_by_codes(codes)]
+        identity = _identity_of(codes)
+        parts.clear()
+    else:
+        identity = np.concatenate([np.repeat(part.identity, part.rows_per_patient, axis=0) for part in parts])
+        parts.clear()  # from here on only the arrays hold the table
+    halves = np.ascontiguousarray(identity).view(">u8").astype(np.uint64).reshape(-1, 2)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))
+    codes, halves = codes[order], halves[order]
+    new = np.ones(len(codes), dtype=bool)
+    new[1:] = (halves[1:] != halves[:-1]).any(axis=1)
+    patient = np.cumsum(new, dtype=np.int64) - 1
+    patients = int(new.sum())
+    rows_per_patient = np.bincount(patient, minlength=patients).astype(np.int64)
+    several = np.flatnonzero(rows_per_patient[patient] > 1)
+    if len(several):  # rows of one patient lie together: sorting among these alone keeps every patient in its place
+        codes[several] = codes[several][_by_codes(codes[several], first=patient[several])]
+    return Records(
+        codes=np.ascontiguousarray(codes),
+        patient=patient,
+        identity=np.ascontiguousarray(identity[order[new]]),
+        rows_per_patient=rows_per_patient,
+    )
+
+
+def _by_codes(codes: NDArray[np.int32], *, first: NDArray[np.int64] | None = None) -> NDArray[np.intp]:
+    """The order that sorts rows by `first`, then by their codes from the first column to the last."""
+    keys = [codes[:, place] for place in range(codes.shape[1] - 1, -1, -1)] + ([] if first is None else [first])
+    return np.lexsort(keys) if keys else np.arange(len(codes))
+
+
+def _identity_of(codes: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Names for sorted rows that no number names: what a row says and which of its equals it is.
+
+    Adding or removing a row changes the name of no other, so held-out and training parts keep their rows.
+    """
+    little = np.ascontiguousarray(codes, dtype="<i4")
+    digests: list[bytes] = []
+    before, count = b"", 0
+    for row in little:
+        said = row.tobytes()
+        count = count + 1 if said == before and digests else 0
+        before = said
+        digests.append(hashlib.sha256(b"content:" + said + count.to_bytes(8, "little")).digest()[:16])
+    return np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16)
+
+
+def table_digest(found: Records, *, key: bytes) -> str:
+    """A keyed fingerprint of records, equal for the same rows in any order. For the site's own disk only.
+
+    Guarantees: without `key` (16 bytes at least, a secret of the site) it says nothing about the records, so a copy
+    of the file tells nobody whether a guess of the table is right. With it, two tables with one digest are equal.
+    """
+    if len(key) < 16:
+        raise ValueError("table_digest: a key of at least 16 bytes")
+    mac = hmac.new(key, b"cohortium/table/1\x00", hashlib.sha256)
+    mac.update(np.array([*found.codes.shape, found.patients], dtype="<i8").tobytes())
+    for array, kind in ((found.identity, "u1"), (found.rows_per_patient, "<i8"), (found.codes, "<i4")):
+        mac.update(np.ascontiguousarray(array, dtype=kind).reshape(-1).view(np.uint8).data)
+    return mac.hexdigest()
 
 
 def checked(
@@ -178,6 +285,8 @@ def _parse(column: Column, values: pd.Series, missing: frozenset[str]) -> pd.Ser
     if numeric and pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype):
         x = values.to_numpy(dtype=np.float64, na_value=np.nan)
         x = np.where(np.isin(x, _missing_numbers(missing)), np.nan, x)  # -9 in a Parquet is the "-9" of a CSV
+    elif column.kind in ("date", "datetime") and (column_of_stamps := _stamps(column, values)) is not None:
+        return column_of_stamps
     else:
         reader = _READERS[column.kind]
         position, parsed = _by_unique(values, lambda value: _read(reader, column, value, missing))
@@ -199,6 +308,21 @@ def _parse(column: Column, values: pd.Series, missing: frozenset[str]) -> pd.Ser
     gone = ~np.isfinite(x)
     whole = np.clip(np.where(gone, 0.0, x), -LARGEST, LARGEST).astype(np.int64)
     return pd.Series(pd.arrays.IntegerArray(whole, gone), index=values.index)
+
+
+def _stamps(column: Column, values: pd.Series) -> pd.Series | None:
+    """A column of stamps at once, as cell by cell; None where it is none, or holds a year that a date cannot have."""
+    if not pd.api.types.is_datetime64_any_dtype(values.dtype):
+        return None
+    if values.dt.tz is not None:
+        values = values.dt.tz_convert("UTC").dt.tz_localize(None)
+    x = values.to_numpy()
+    seconds = x.astype("datetime64[s]")
+    known = seconds[~np.isnat(seconds)]
+    if len(known) and not (known.min() >= _EARLIEST and known.max() <= _LATEST):
+        return None
+    chosen = x.astype("datetime64[D]").astype("datetime64[s]") if column.kind == "date" else x.astype("datetime64[us]")
+    return pd.Series(chosen, index=values.index)
 
 
 def _by_unique(values: pd.Series, reader: Callable[[Hashable], object]) -> tuple[NDArray[np.intp], list[Any]]:

@@ -1,6 +1,7 @@
 """`cohortium audit DIR`: recompute a study's guarantee from its files alone, offline, on any laptop.
 
-    manifest.json   format, run, plan {file, sha256}, public_keys and ledgers {coordinator, sites {name}}
+    manifest.json   format, run, plan {file, sha256}, public_keys and ledgers {coordinator, sites {name}}; silent:
+                    sites of a consortium's run that never sent a ledger line, if any
     plan.json       the plan; its digest is that of its canonical JSON, and stands in every charge
     ledgers         exported JSONL (or the SQLite file itself): one of the study, one of each site
     result.json     what the study claims: privacy {delta, prices, statement}, ledgers {heads}, files {sha256}
@@ -92,7 +93,7 @@ def audit(directory: Path) -> AuditReport:
     books = _check_ledgers(report, directory, manifest)
     if plan is not None and books:
         run = str(manifest.get("run", ""))
-        _check_events(report, plan, run, books)
+        _check_events(report, plan, run, books, _silent(manifest))
         _check_agreement(report, plan, run, books)
         _recompute(report, plan, run, books)
     _check_claims(report, directory, plan, str(manifest.get("run", "")), books)
@@ -108,7 +109,7 @@ def _manifest(directory: Path) -> dict[str, Any]:
             "AUDIT-MANIFEST",
             "this folder holds no manifest of a finished study",
             where=(str(path),),
-            hint="name the folder that `cohortium simulate --out` or a release wrote",
+            hint="name the folder that `cohortium simulate --out` wrote, or runs/RUN of a consortium's run",
         )
     return manifest
 
@@ -140,7 +141,12 @@ def _check_ledgers(report: AuditReport, directory: Path, manifest: dict[str, Any
     named = files.get("sites") if isinstance(files.get("sites"), dict) else {}
     places = {COORDINATOR: files.get("coordinator", "run/ledger.jsonl"), **(named or {})}
     books: dict[str, tuple[Book, str]] = {}
+    silent = _silent(manifest) & set(sites)
     for owner, key in owners.items():
+        if owner in silent:
+            # Nothing is taken on trust: every release that was used needs its survivors' lines in the other ledgers.
+            report.add(f"ledger {owner}", True, "no line of it was ever seen: it had no part in the result")
+            continue
         try:
             public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(str(key)))
             report.keys[owner] = fingerprint(public)
@@ -153,10 +159,17 @@ def _check_ledgers(report: AuditReport, directory: Path, manifest: dict[str, Any
         else:
             books[owner] = (book, head)
             report.add(f"ledger {owner}", True, f"{book.size} lines, chain and every signature verified")
-    return books if len(books) == len(owners) else {}
+    return books if len(books) == len(owners) - len(silent) else {}
 
 
-def _check_events(report: AuditReport, plan: Plan, run: str, books: dict[str, tuple[Book, str]]) -> None:
+def _silent(manifest: dict[str, Any]) -> set[str]:
+    named = manifest.get("silent", [])
+    return {name for name in named if isinstance(name, str)} if isinstance(named, list) else set()
+
+
+def _check_events(
+    report: AuditReport, plan: Plan, run: str, books: dict[str, tuple[Book, str]], silent: set[str]
+) -> None:
     """Every charge is a release of the plan, with the plan's mechanism, under the plan's digest."""
     for owner, (book, _) in books.items():
         wrong = [
@@ -167,7 +180,7 @@ def _check_events(report: AuditReport, plan: Plan, run: str, books: dict[str, tu
         if others := len(book.entries) - count:
             detail += f"; {others} charges of other runs are not part of this study"
         report.add(f"events {owner}", not wrong, wrong[0] if wrong else detail)
-    missing = sorted(set(plan.sites) ^ (set(books) - {COORDINATOR}))
+    missing = sorted(set(plan.sites) ^ ((set(books) - {COORDINATOR}) | silent))
     report.add("sites", not missing, f"not in both ledgers and plan: {missing}" if missing else "as planned")
 
 
@@ -408,8 +421,12 @@ def write_manifest(
     plan: Plan,
     public_keys: dict[str, str],
     ledgers: dict[str, str],
+    silent: Sequence[str] = (),
 ) -> None:
-    """What `audit` starts from. public_keys, ledgers: owner -> hex key, file inside the folder."""
+    """What `audit` starts from. public_keys, ledgers: owner -> hex key, file inside the folder.
+
+    silent: sites that never sent a ledger line; they have a key and no ledger.
+    """
     manifest = {
         "format": FORMAT,
         "run": run,
@@ -417,6 +434,8 @@ def write_manifest(
         "public_keys": _split(public_keys),
         "ledgers": _split(ledgers),
     }
+    if silent:
+        manifest["silent"] = sorted(silent)
     (Path(directory) / "manifest.json").write_bytes(canonical(manifest) + b"\n")
 
 

@@ -19,7 +19,7 @@ from cohortium.common.errors import StudyError
 from cohortium.common.privacy.budget import rounded_up
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.study import Study
-from cohortium.server.terminal import emit, err, failures, out
+from cohortium.common.terminal import emit, err, failures, out
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 AcceptGuessed = Annotated[

@@ -10,6 +10,7 @@ courier's business. Everything is on disk after each release, so a run that was 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
@@ -35,6 +36,7 @@ from cohortium.common.protocol.signing import load_private, public_from_raw
 from cohortium.common.queries import Counts
 from cohortium.common.registry import load_model
 from cohortium.common.study import Study
+from cohortium.server import witnesses
 from cohortium.server.asking import FederatedAsk
 from cohortium.server.mirror import Mirror
 from cohortium.server.planning import plan_for
@@ -94,6 +96,25 @@ class RunFolder:
     def grids(self) -> tuple[Grid, ...]:
         return grids(self.study().schema)
 
+    def events(self) -> list[dict[str, Any]]:
+        """What happened so far; a line that a crash cut short is left out."""
+        path, found = self.inner / "events.jsonl", []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                found.append(dict(json.loads(line)))
+            except ValueError:
+                continue
+        return found
+
+    def note(self, event: str, /, **facts: Any) -> None:
+        """Something happened outside `drive`: a line among its events."""
+        self.inner.mkdir(exist_ok=True)
+        _Events(self.inner / "events.jsonl", None).say(event, **facts)
+
+    def releases_done(self) -> int:
+        """How many releases are answered and on disk."""
+        return sum(1 for _ in (self.inner / "answers").glob("*.npz"))
+
     def _read(self, name: str) -> str:
         path = self.root / name
         try:
@@ -114,10 +135,17 @@ def new_run_id(study: str, *, seed: int | None = None) -> str:
 
 
 def drive(
-    courier: RunCourier, root: Path, *, on_event: OnEvent | None = None, stop: Callable[[], bool] = lambda: False
+    courier: RunCourier,
+    root: Path,
+    *,
+    on_event: OnEvent | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    mirror: Path | None = None,
 ) -> None:
     """Run, or run on, the study in `root` until its model is fitted and scored.
 
+    mirror: where the sites' ledgers are copied to; one file for all runs of a consortium, so that a roll-back
+    between two runs is seen (default: what run.json names, or RUN/run/mirror.db).
     Raises Stopped when `stop` says so between two releases; PeerUnreachable when too few sites are there.
     """
     folder = RunFolder(root=root)
@@ -126,12 +154,12 @@ def drive(
     folder.inner.mkdir(exist_ok=True)
     events = _Events(folder.inner / "events.jsonl", on_event)
     identities = {site: public_from_raw(bytes.fromhex(k)) for site, k in facts["public_keys"].items()}
-    mirror = Mirror(folder.inner / "mirror.db", identities)
+    copies = Mirror(mirror or root / str(facts.get("mirror", "run/mirror.db")), identities)
     session = Session(
         courier=courier,
         key=key,
         identities=identities,
-        mirror=mirror,
+        mirror=copies,
         timeout_s=ANSWER_TIMEOUT_S,
     )
     ledger = _study_ledger(folder.inner / "ledger.db", key)
@@ -139,20 +167,21 @@ def drive(
     try:
         events.say("start", run=run, releases=plan.releases, plan=plan.digest)
         ledger.note("start", run=run, plan=plan.digest)
-        quorum = plan.survivors if plan.mode == "secure-sum" else 1
+        quorum = witnesses.quorum_of(plan)
         present = courier.discover(plan.sites, timeout_s=HELLO_TIMEOUT_S, quorum=quorum)
-        hellos = {
-            site: Message(kind="run.hello", sender=COORDINATOR, fields={"run": run, "mirrored": mirror.size(site)})
-            for site in present
-        }
-        answered = session.exchange(hellos, "hello")
-        for site in list(answered):
-            # A ledger that was rolled back or forked: its site takes no part, or a release could be drawn twice.
-            try:
-                mirror.confirm(site, str(answered[site].fields["checkpoint"]))
-            except CheckFailed as error:
-                session.refusals[site] = error.code
-                del answered[site]
+        answered = session.exchange(witnesses.hellos(run, present, copies), "hello")
+        # A ledger that was rolled back, forked or copied: its site takes no part, or a release could be drawn twice.
+        begun = witnesses.start(
+            plan=plan,
+            run=run,
+            key=key,
+            identities=identities,
+            mirror=copies,
+            exchange=session.exchange,
+            answered=answered,
+            refusals=session.refusals,
+        )
+        answered = {site: answered[site] for site in begun}
         events.say("hello", sites=sorted(answered), refused=session.refusals)
         if len(answered) < quorum:
             codes = ", ".join(f"{s}: {c}" for s, c in sorted(session.refusals.items())) or "no answer"
@@ -163,18 +192,19 @@ def drive(
             )
         if any(reply.fields["plan"] != plan.digest for reply in answered.values()):
             raise CheckFailed("RUN-PLAN", "a site approved another plan than this run's")
+        asked = witnesses.only(session.exchange, begun)
         strategy: Strategy
         if plan.mode == "secure-sum":
             strategy = SecureSum(
                 plan=plan,
                 run=run,
                 identities=identities,
-                exchange=session.exchange,
-                mirrored=mirror.size,
+                exchange=asked,
+                mirrored=copies.size,
                 notebook=folder.inner / "notebook",
             )
         else:
-            strategy = LocalNoise(plan=plan, run=run, exchange=session.exchange, mirrored=mirror.size)
+            strategy = LocalNoise(plan=plan, run=run, exchange=asked, mirrored=copies.size)
         strategy.start(answered)
         ask = FederatedAsk(
             plan=plan,
@@ -202,10 +232,10 @@ def drive(
         events.say("fitted", run=run)
         final = True
     finally:
-        _farewell(session, plan, run, mirror, final=final)
+        _farewell(session, plan, run, copies, key, final=final)
         ledger.export(folder.inner / "ledger.jsonl")
         ledger.close()
-        mirror.close()
+        copies.close()
 
 
 def _study_ledger(path: Path, key: Ed25519PrivateKey) -> Ledger:
@@ -290,8 +320,8 @@ def _evaluation_bins(codes: np.ndarray, grid: Grid, most: int) -> tuple[np.ndarr
     return table_, len(edges) + 2
 
 
-def _farewell(session: Session, plan: Plan, run: str, mirror: Mirror, *, final: bool) -> None:
-    """Fetch the sites' last ledger lines; a site that is gone is asked again when the run resumes.
+def _farewell(session: Session, plan: Plan, run: str, mirror: Mirror, key: Ed25519PrivateKey, *, final: bool) -> None:
+    """Fetch the sites' last ledger lines and checkpoints; a site that is gone is asked again when the run resumes.
 
     final: the run came to its end and is not resumed, so the sites erase its keys.
     """
@@ -304,7 +334,9 @@ def _farewell(session: Session, plan: Plan, run: str, mirror: Mirror, *, final: 
             )
             for site in plan.sites
         }
-        session.exchange(messages, "finish")
+        for site, reply in session.exchange(messages, "finish").items():
+            with contextlib.suppress(CheckFailed):
+                mirror.cosign(site, str(reply.fields.get("checkpoint")), key)
     except (PeerUnreachable, CheckFailed):
         return
 

@@ -1,4 +1,4 @@
-"""`cohortium`: the command. Here: demo, simulate, report; the rest comes from server/cli."""
+"""`cohortium`: the command. Here: demo, simulate, report; the rest comes from server/cli and server/consortium_cli."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from cohortium.client.cli import site_app
 from cohortium.common.errors import UsageError
 from cohortium.common.evaluation.report import TITLES
 from cohortium.common.privacy.budget import rounded_up
+from cohortium.common.terminal import emit, err, failures, out
 from cohortium.server import cli as server_cli
+from cohortium.server import consortium_cli
 from cohortium.server.cli import AcceptGuessed, AsJson
-from cohortium.server.terminal import emit, err, failures, out
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,6 +43,12 @@ app.add_typer(server_cli.study_app, name="study")
 app.command("sample")(server_cli.sample)
 app.command("audit")(server_cli.audit)
 app.command("doctor")(server_cli.doctor)
+app.add_typer(consortium_cli.consortium_app, name="consortium")
+app.add_typer(consortium_cli.sites_app, name="sites")
+app.add_typer(site_app, name="site")
+for command in (consortium_cli.serve, consortium_cli.run, consortium_cli.watch, consortium_cli.stop):
+    app.command(command.__name__)(command)
+app.command("resume")(consortium_cli.resume)
 
 
 @app.command("demo")

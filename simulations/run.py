@@ -235,5 +235,4 @@ def refuse_unfinished(out: Path) -> None:
 
 def events_of(out: Path) -> list[dict[str, Any]]:
     """What happened in a run, from its file."""
-    path = out / "run" / "events.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return RunFolder(root=out).events()

@@ -25,6 +25,9 @@ from cohortium.common.protocol.messages import Message, seal, unseal
 from cohortium.common.protocol.signing import from_seed, save_private, save_public
 from cohortium.common.queries import AnyQuery, Counts, Gradient, Moments
 from cohortium.common.schema import Schema
+from cohortium.server import witnesses
+from cohortium.server.mirror import Mirror
+from cohortium.server.session import Session
 from cohortium.strategies.base import COORDINATOR, SiteSum, Strategy, ask_message
 from cohortium.strategies.local_noise import LocalNoise
 from cohortium.strategies.secure_sum import SecureSum
@@ -158,6 +161,10 @@ class Ward:
     guards: dict[str, Guard] = field(default_factory=dict)
     sent: list[bytes] = field(default_factory=list)
     """Every envelope that a guard gave out, in order."""
+    mirror: Mirror | None = None
+    """The coordinator's copies of the ledgers, over all runs; made with the first start."""
+    refusals: dict[str, str] = field(default_factory=dict)
+    """Why a site did not begin."""
 
     def directory(self, site: str) -> Path:
         return self.folder / site
@@ -178,6 +185,36 @@ class Ward:
     def close(self) -> None:
         for site in list(self.guards):
             self.guards.pop(site).close()
+        if self.mirror is not None:
+            self.mirror.close()
+            self.mirror = None
+
+    def start(self, *, run: str = RUN, sites: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Hello, witnesses, start, as the coordinator does it; the sites that have begun."""
+        identities = {site: key(site).public_key() for site in self.plan.sites}
+        if self.mirror is None:
+            self.mirror = Mirror(self.folder / "mirror.db", identities)
+        self.refusals = {}
+        session = Session(
+            courier=_Straight(self),
+            key=key(COORDINATOR),
+            identities=identities,
+            mirror=self.mirror,
+            timeout_s=60.0,
+        )
+        session.refusals = self.refusals
+        there = self.plan.sites if sites is None else sites
+        answered = session.exchange(witnesses.hellos(run, there, self.mirror), "hello")
+        return witnesses.start(
+            plan=self.plan,
+            run=run,
+            key=key(COORDINATOR),
+            identities=identities,
+            mirror=self.mirror,
+            exchange=session.exchange,
+            answered=answered,
+            refusals=self.refusals,
+        )
 
     def say(self, site: str, message: Message) -> Message:
         """One message to a site and its verified reply."""
@@ -217,6 +254,18 @@ class Ward:
             return ledger.state(RUN, str(index))
 
 
+@dataclass(frozen=True)
+class _Straight:
+    """A courier without a way between: envelopes from hand to hand."""
+
+    ward: Ward
+
+    def exchange(self, messages: Mapping[str, bytes], **_: Any) -> dict[str, bytes]:
+        replies = {site: self.ward.guard(site).handle(envelope) for site, envelope in messages.items()}
+        self.ward.sent += replies.values()
+        return replies
+
+
 def policy(site: str, **options: Any) -> Policy:
     settings: dict[str, Any] = {
         "coordinator_key": key(COORDINATOR).public_key().public_bytes_raw().hex(),
@@ -245,9 +294,13 @@ def ward(
     seed: int | None = 1,
     noise: bool = True,
     approved: bool = True,
+    started: bool = True,
     **policy_options: Any,
 ) -> Ward:
-    """Make the consortium's directories. seed None: noise from the operating system, as in the field."""
+    """Make the consortium's directories. seed None: noise from the operating system, as in the field.
+
+    started: the run has begun already, at every site that could say hello; no guard is left open.
+    """
     rehearsal = Rehearsal(seed=seed, noise=noise) if seed is not None or not noise else None
     made = Ward(folder=folder, plan=agreed)
     for site in agreed.sites:
@@ -261,6 +314,10 @@ def ward(
         mine.to_parquet(place / "data.parquet")
         if approved:
             approve(place, proposal(agreed), key("officer of " + site), check_table=False)
+    if approved and started:
+        made.start()
+        made.close()
+        made.sent.clear()
     return made
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from cohortium.client.sources.base import register
+from cohortium.client.sources.base import check_names, register
 from cohortium.common.errors import TableError
 
 _DELIMITERS = ",;\t|"
@@ -47,9 +47,14 @@ def read_parquet(location: str) -> pd.DataFrame:
             where=(location,),
             hint="write it anew",
         ) from None
-    _check_header(location, table.column_names)
+    check_names(location, table.column_names)
+    return frame_of(table, location)
+
+
+def frame_of(table: pa.Table | pa.RecordBatch, location: str) -> pd.DataFrame:
+    """An Arrow table as pandas; integers and booleans stay what they are where values are missing."""
     try:
-        frame = table.to_pandas(types_mapper=_NULLABLE.get, ignore_metadata=True, date_as_object=False)
+        return table.to_pandas(types_mapper=_NULLABLE.get, ignore_metadata=True, date_as_object=False)
     except (pa.ArrowException, NotImplementedError, ValueError) as error:
         raise TableError(
             "TABLE-FILE",
@@ -57,20 +62,28 @@ def read_parquet(location: str) -> pd.DataFrame:
             where=(location,),
             hint="store plain numbers, texts, booleans and dates",
         ) from None
-    return frame
 
 
 def read_csv(location: str) -> pd.DataFrame:
     """A CSV file (comma, semicolon, tab or bar; UTF-8; .gz too), every cell as text."""
+    return text_frame(csv_table(location))
+
+
+def text_frame(table: pa.Table) -> pd.DataFrame:
+    """A table of texts as pandas; the texts stay where Arrow put them."""
+    return table.to_pandas(types_mapper={pa.string(): pd.StringDtype("pyarrow")}.get)
+
+
+def csv_table(location: str) -> pa.Table:
+    """A CSV file as an Arrow table of texts."""
     _check_file(location)
     names, delimiter = _header(location)
     parse = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     convert = pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
     try:
-        table = pa_csv.read_csv(location, parse_options=parse, convert_options=convert)
+        return pa_csv.read_csv(location, parse_options=parse, convert_options=convert)
     except pa.ArrowInvalid as error:
         raise _csv_error(location, delimiter, names, str(error)) from None
-    return table.to_pandas(types_mapper={pa.string(): pd.StringDtype("pyarrow")}.get)
 
 
 def _header(location: str) -> tuple[list[str], str]:
@@ -89,18 +102,8 @@ def _header(location: str) -> tuple[list[str], str]:
         raise TableError("TABLE-EMPTY", "the file is empty", where=(location,), hint="a table needs a header and rows")
     delimiter = max(_DELIMITERS, key=lambda mark: (first.count(mark), -_DELIMITERS.index(mark)))
     names = next(csv.reader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=delimiter))
-    _check_header(location, names)
+    check_names(location, names)
     return names, delimiter
-
-
-def _check_header(location: str, names: list[str]) -> None:
-    seen: set[str] = set()
-    for place, name in enumerate(names, start=1):
-        if not name.strip():
-            raise TableError("TABLE-HEADER", f"column {place} has no name", where=(location,), hint="name every column")
-        if name in seen:
-            raise TableError("TABLE-HEADER", f"two columns are called {name!r}", where=(location,), hint="rename one")
-        seen.add(name)
 
 
 def _csv_error(location: str, delimiter: str, names: list[str], reason: str) -> TableError:
@@ -133,5 +136,6 @@ def _check_file(location: str) -> None:
 
 
 register(".parquet", read_parquet)
-for _ending in (".csv", ".csv.gz", ".tsv"):
+CSV_ENDINGS = (".csv", ".csv.gz", ".tsv")
+for _ending in CSV_ENDINGS:
     register(_ending, read_csv)

@@ -1,13 +1,15 @@
 """The ledger's lines without a database: hash chain, signatures, rules. Verifies exported files alone.
 
-    hash_n = SHA256(domain | hash_(n-1) | canonical JSON of body n)   signature_n = Ed25519(domain | hash_n)
-The body names its number and owner; line 0 names the owner's key. `Book` replays bodies and refuses any that
-break the rules, so the writer and every verifier apply the same ones:
+    hash_n = SHA256(domain | hash_(n-1) | SHA256(canonical JSON of body n))   signature_n = Ed25519(domain | hash_n)
+The body names its number and owner; line 0 names the owner's key. Because a body enters by its digest, a list of
+32-byte digests proves to a witness that one head extends another, and says nothing of the bodies. `Book` replays
+bodies and refuses any that break the rules, so the writer and every verifier apply the same ones:
 
     NONE -> RESERVED -> RUNNING -> SEALED -> UNMASKED -> RELEASED
                |___________|______^  |___________|________^
                BURNED (crash)        VOID (round void)
-A reserved release is charged for ever, whatever becomes of it.
+A reserved release is charged for ever, whatever becomes of it. Time never runs backwards from line to line, but in a
+note about `clock`, by which the owner admits that its clock was wrong.
 """
 
 from __future__ import annotations
@@ -28,12 +30,18 @@ from cohortium.common.errors import CheckFailed, ProtocolError, Refused
 from cohortium.common.privacy.budget import Event
 from cohortium.common.protocol.messages import canonical
 
-FORMAT = "cohortium-ledger/1"
+FORMAT = "cohortium-ledger/2"
 REHEARSAL = "rehearsal"
 """A site's note on a run whose noise can be computed from a seed, or is off: such a run is never private."""
-_LINK = b"cohortium/ledger-line/1\x00"
-_SIGN = b"cohortium/ledger-signature/1\x00"
-_START = bytes(32)
+START = "start"
+"""A site's note that it is about to begin, or to go on with, a run: its nonce sets two copies of a ledger apart."""
+CLOCK = "clock"
+"""A note that sets the ledger's time back, after a clock that was ahead."""
+EMPTY = "00" * 32
+"""The head of a ledger without lines."""
+_LINK = b"cohortium/ledger-line/2\x00"
+_SIGN = b"cohortium/ledger-signature/2\x00"
+DIGEST_BYTES = 32
 
 State = Literal["RESERVED", "RUNNING", "SEALED", "UNMASKED", "RELEASED", "BURNED", "VOID"]
 NEXT: dict[str, tuple[State, ...]] = {
@@ -81,10 +89,27 @@ class Line:
         return cls(body=body, hash=line_hash, signature=signature)
 
 
+def body_digest(body: dict[str, Any]) -> bytes:
+    """What of a body goes into the chain: 32 bytes, which an owner may show without showing the body."""
+    return hashlib.sha256(canonical(body)).digest()
+
+
 def link(previous: str | None, body: dict[str, Any]) -> str:
     """The hash of a line; previous is None for line 0."""
-    before = _START if previous is None else bytes.fromhex(previous)
-    return hashlib.sha256(_LINK + before + canonical(body)).hexdigest()
+    return extend(previous or EMPTY, body_digest(body))
+
+
+def extend(head: str, digests: bytes) -> str:
+    """The head after lines of which only the bodies' digests are known, 32 bytes each, one after the other.
+
+    Raises CheckFailed CHECKPOINT-PROOF when they are no whole number of digests.
+    """
+    if len(digests) % DIGEST_BYTES:
+        raise CheckFailed("CHECKPOINT-PROOF", "a proof is a list of digests of 32 bytes")
+    now = bytes.fromhex(head)
+    for at in range(0, len(digests), DIGEST_BYTES):
+        now = hashlib.sha256(_LINK + now + digests[at : at + DIGEST_BYTES]).digest()
+    return now.hex()
 
 
 def sign(line_hash: str, key: Ed25519PrivateKey) -> str:
@@ -124,6 +149,8 @@ class Book:
     owner: str = ""
     public_key: str = ""
     size: int = 0
+    at: int = 0
+    """Unix time of the last line."""
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
     notes: list[dict[str, Any]] = field(default_factory=list)
 
@@ -133,12 +160,14 @@ class Book:
             raise CheckFailed("LEDGER-FORM", "a ledger line of an unknown kind or with other fields than its kind's")
         if body["n"] != self.size or type(body["n"]) is not int or type(body["at"]) is not int:
             raise CheckFailed("LEDGER-NUMBER", f"line {self.size} is missing or out of place")
+        if body["at"] < self.at and not (kind == "note" and body["about"] == CLOCK):
+            raise CheckFailed("LEDGER-TIME", f"line {self.size} is older than the line before")
         if (kind == "open") != (self.size == 0):
             raise CheckFailed("LEDGER-FORM", "a ledger opens with its first line and only there")
         if self.size and body["owner"] != self.owner:
             raise CheckFailed("LEDGER-OWNER", "a line of another owner's ledger")
         getattr(self, f"_{kind}")(body)
-        self.size += 1
+        self.size, self.at = self.size + 1, body["at"]
 
     def _open(self, body: dict[str, Any]) -> None:
         if body["format"] != FORMAT or not is_hex(body["public_key"], 32) or not _is_name(body["owner"]):

@@ -4,6 +4,10 @@ One SQLite file per site and one for the study. WAL with synchronous FULL: when 
 survives a power cut. One writer at a time (an operating-system lock that a killed process lets go), any
 number of readers. What was reserved or running when a process died is burned at the next opening: charged,
 never run again. A restored older database verifies by itself; only a witness of a newer checkpoint sees it.
+
+A clock that stands more than a day behind the last line is refused (CLOCK-BACK); less than that, as time servers
+correct, is written as the last line's time. A clock that is ahead cannot be told from days without work: the line
+is written with it, and once the clock is right again the ledger refuses until `accept_clock` notes the correction.
 """
 
 from __future__ import annotations
@@ -39,6 +43,10 @@ _TABLE = (
          WHEN NEW.n <> (SELECT COALESCE(MAX(n), -1) + 1 FROM lines)
          BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END""",
 )
+
+
+CLOCK_SLACK_S = 86_400
+_NO_DISK = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_IOERR", "SQLITE_CANTOPEN")
 
 
 def _seconds() -> int:
@@ -95,15 +103,21 @@ class Ledger:
         if not path.is_file():
             raise UsageError("LEDGER-FILE", "there is no ledger here", where=(str(path),))
         lock = None if key is None else _take(path)
+        ledger = None
         try:
             ledger = cls(path, key, lock, clock)
             ledger._load()
             if key is not None:
                 ledger.recover()
         except BaseException as error:
+            if ledger is not None:
+                ledger._db.close()
             if lock is not None:
                 os.close(lock)
             if isinstance(error, sqlite3.Error):
+                if str(getattr(error, "sqlite_errorname", "")).startswith(_NO_DISK):
+                    sentence = "the ledger cannot be written: its disk is full, read-only or failing"
+                    raise CheckFailed("LEDGER-DISK", sentence, where=(str(path),)) from None
                 raise CheckFailed("LEDGER-FILE", "the ledger's file is damaged", where=(str(path),)) from None
             raise
         return ledger
@@ -166,6 +180,22 @@ class Ledger:
         """A line that charges nothing: the approval of a plan, a start, an end, a checkpoint received."""
         return self._write([{"kind": "note", "about": about, "fields": fields}])
 
+    def check_clock(self) -> int:
+        """The time that the next line gets; Refused CLOCK-BACK where the clock is far behind the last line."""
+        now = self._clock()
+        if now < self._book.at - CLOCK_SLACK_S:
+            raise Refused(
+                "CLOCK-BACK",
+                "this machine's clock is more than a day behind the ledger's last line",
+                where=(str(self.path),),
+                hint="set the clock; if it was ahead before, the officer accepts the correction in the ledger",
+            )
+        return max(now, self._book.at)
+
+    def accept_clock(self) -> Line:
+        """Go on with a clock that is behind the last line: a signed note says from when to when. For the officer."""
+        return self._write([{"kind": "note", "about": chain.CLOCK, "fields": {"was": self._book.at}}], set_clock=True)
+
     def recover(self) -> list[tuple[str, str]]:
         """Burn everything reserved or running; the releases burned as (run, release_id)."""
         entries = self._book.entries.values()
@@ -184,12 +214,13 @@ class Ledger:
         if self._later:
             self._write([])
 
-    def _write(self, bodies: list[dict[str, Any]], *, begun: bool = False) -> Line:
+    def _write(self, bodies: list[dict[str, Any]], *, begun: bool = False, set_clock: bool = False) -> Line:
         """Append lines in one transaction and give the last: all are on disk, or none and it raises."""
         if self._key is None:
             raise Refused("LEDGER-READONLY", "this ledger was opened without its owner's key")
+        now = self._clock() if set_clock else self.check_clock()
         pending, self._later = self._later, []
-        size, head, owner = self._book.size, self._head, self._book.owner
+        size, head, owner, before = self._book.size, self._head, self._book.owner, self._book.at
         lines: list[Line] = []
         undo = {
             key: (entry.state, entry.digest, entry.ballot)
@@ -200,7 +231,7 @@ class Ledger:
             if not begun:
                 self._db.execute("BEGIN IMMEDIATE")
             for body in [*pending, *bodies]:
-                whole = body | {"n": self._book.size, "owner": owner, "at": self._clock()}
+                whole = body | {"n": self._book.size, "owner": owner, "at": now}
                 self._book.apply(whole)
                 self._head = chain.link(self._head or None, whole)
                 line = Line(body=whole, hash=self._head, signature=chain.sign(self._head, self._key))
@@ -212,6 +243,7 @@ class Ledger:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             self._undo(size, head, undo, lines)
+            self._book.at = before
             self._later = pending
             raise
         return lines[-1]
@@ -264,6 +296,13 @@ class Ledger:
         if self._key is None:
             raise Refused("LEDGER-READONLY", "only the owner signs a checkpoint")
         return chain.checkpoint_text(self.head(), self._key)
+
+    def hash_at(self, size: int) -> str:
+        """The head when the ledger had `size` lines; "" where it never had so many."""
+        if size == 0:
+            return chain.EMPTY
+        row = self._db.execute("SELECT hash FROM lines WHERE n = ?", (size - 1,)).fetchone()
+        return "" if row is None else str(row[0])
 
     def lines(self, start: int = 0) -> list[Line]:
         """The lines on disk from number `start` on."""

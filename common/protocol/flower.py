@@ -32,6 +32,7 @@ if os.environ["FLWR_TELEMETRY_ENABLED"] != "1":
 RECORD = "cohortium"
 HELLO = "hello"
 CARRY = "carry"
+STREAM = "stream"
 MAX_WORD = 200
 
 
@@ -41,6 +42,8 @@ class Refusal(StrEnum):
     NO_GUARD = "COURIER-NO-GUARD"
     GUARD_FAILED = "COURIER-GUARD-FAILED"
     BAD_PARCEL = "COURIER-BAD-PARCEL"
+    NO_STREAM = "COURIER-NO-STREAM"
+    TOO_LARGE = "COURIER-TOO-LARGE"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +90,7 @@ def unpack(records: RecordDict) -> Parcel:
 
 
 def request(parcel: Parcel, *, node_id: int, action: str, label: str, ttl_s: float) -> Message:
-    """A message to one node. action: HELLO or CARRY. label: a public word, such as a round's name."""
+    """A message to one node. action: HELLO, CARRY or STREAM. label: a public word, such as a round's name."""
     return Message(pack(parcel), node_id, f"query.{action}", ttl=ttl_s, group_id=label)
 
 

@@ -39,6 +39,7 @@ from cohortium.common.protocol.secure_sum import ServerRound, SiteRound
 from cohortium.common.protocol.signing import generate, load_private, public_from_raw
 from cohortium.common.queries import Gradient
 from cohortium.common.study import Study
+from cohortium.server import witnesses
 from cohortium.server.asking import FederatedAsk
 from cohortium.server.mirror import Mirror
 from cohortium.server.planning import plan_for
@@ -163,10 +164,17 @@ def _asking(courier: GridCourier, world: _World) -> Iterator[Callable[[], object
     ):
         session = Session(courier=courier, key=key, identities=identities, mirror=mirror, timeout_s=600.0)
         courier.discover(world.plan.sites, timeout_s=60.0)
-        hello = {
-            site: Message(kind="run.hello", sender=COORDINATOR, fields={"run": run, "mirrored": 0})
-            for site in world.plan.sites
-        }
+        answered = session.exchange(witnesses.hellos(run, world.plan.sites, mirror), "hello")
+        witnesses.start(
+            plan=world.plan,
+            run=run,
+            key=key,
+            identities=identities,
+            mirror=mirror,
+            exchange=session.exchange,
+            answered=answered,
+            refusals=session.refusals,
+        )
         strategy = SecureSum(
             plan=world.plan,
             run=run,
@@ -175,7 +183,7 @@ def _asking(courier: GridCourier, world: _World) -> Iterator[Callable[[], object
             mirrored=mirror.size,
             notebook=folder.inner / "notebook",
         )
-        strategy.start(session.exchange(hello, "hello"))
+        strategy.start(answered)
         ask = FederatedAsk(
             plan=world.plan,
             run=run,

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -19,6 +19,7 @@ from cohortium.client.app import Courier, close_guards, courier_app
 from cohortium.common.protocol.flower import (
     CARRY,
     HELLO,
+    STREAM,
     Parcel,
     Refusal,
     blank_context,
@@ -174,6 +175,107 @@ def test_other_message_types_are_unknown(site: Path) -> None:
 def test_ray_can_send_it() -> None:
     courier = Courier(directories=(Path("/a"),))
     assert pickle.loads(pickle.dumps(courier.carry)).__self__ == courier
+
+
+# ---- the field: a socket and streams ------------------------------------------------------------------------
+
+
+class Streams:
+    """Stands for client/stream.Streams."""
+
+    def __init__(self, said: Refusal | BaseException | None = None) -> None:
+        self.said, self.asked = said, list[bytes]()
+
+    def invited(self, said: bytes) -> Refusal | None:
+        self.asked.append(said)
+        if isinstance(self.said, BaseException):
+            raise self.said
+        return self.said
+
+    def close(self) -> None:
+        self.asked.append(b"closed")
+
+
+def test_a_stream_is_opened_on_request(site: Path) -> None:
+    streams: Any = Streams()
+    courier = Courier(directories=(site,), opener=Guard, streams=streams)
+    where = context(**{"partition-id": 0})
+    assert unpack(ask(courier, where, b"invitation", STREAM).content) == Parcel(site="ulm")
+    assert streams.asked == [b"invitation"] and not where.state
+
+
+@pytest.mark.parametrize(
+    ("said", "leaves"),
+    [
+        (Refusal.NO_STREAM, Refusal.NO_STREAM),
+        (Refusal.BAD_PARCEL, Refusal.BAD_PARCEL),
+        (ValueError(SECRET), Refusal.NO_STREAM),
+        (SystemExit(SECRET), Refusal.NO_STREAM),
+    ],
+)
+def test_no_stream_is_a_code(site: Path, said: Any, leaves: Refusal) -> None:
+    streams: Any = Streams(said)
+    courier = Courier(directories=(site,), opener=Guard, streams=streams)
+    answer = ask(courier, context(**{"partition-id": 0}), b"invitation", STREAM)
+    assert unpack(answer.content) == Parcel(refusal=leaves)
+    assert SECRET.encode() not in everything_in(answer)
+
+
+def test_no_stream_without_a_guard(site: Path) -> None:
+    streams: Any = Streams()
+    courier = Courier(directories=(site,), opener=Guard, streams=streams)
+    assert unpack(ask(courier, context(**{"partition-id": 5}), b"i", STREAM).content).refusal is Refusal.NO_GUARD
+    message = request(Parcel(envelope=b"i"), node_id=3, action=STREAM, label="", ttl_s=60)
+    message.content = RecordDict({"cohortium": MetricRecord({"loss": 1.0})})
+    assert unpack(courier.stream(message, context(**{"partition-id": 0})).content).refusal is Refusal.BAD_PARCEL
+    assert streams.asked == []
+
+
+def test_a_simulation_opens_no_stream(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(client_app.DIRECTORY, raising=False)
+    courier = Courier(directories=(site,), opener=Guard)
+    answer = ask(courier, context(**{"partition-id": 0}), b"invitation", STREAM)
+    assert unpack(answer.content).refusal is Refusal.NO_STREAM
+
+
+def test_in_the_field_the_environment_names_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket of the environment, or of the SuperNode's own configuration, never of the run's."""
+    opened: list[Path] = []
+
+    class Port(Guard):
+        def __init__(self, socket: Path) -> None:
+            super().__init__(socket)
+            opened.append(socket)
+
+    monkeypatch.setattr(client_app, "open_socket", Port)
+    monkeypatch.setenv(client_app.SOCKET, str(tmp_path / "guard.sock"))
+    where = context()
+    where.run_config = {"guard-socket": "/tmp/elsewhere", client_app.SOCKET: "/tmp/elsewhere"}
+    assert unpack(ask(Courier(), where).content).envelope == b"answer to q"
+    assert unpack(ask(Courier(), where, b"raise").content).refusal is Refusal.GUARD_FAILED
+    assert unpack(ask(Courier(), where).content).envelope == b"answer to q"
+    assert opened == [tmp_path / "guard.sock"], "a port outlives its guard's failures"
+    ask(Courier(), context(**{"guard-socket": str(tmp_path / "other.sock")}))
+    assert opened[1:] == [tmp_path / "other.sock"]
+    close_guards()
+    assert all(port.closed for port in Guard.opened)
+
+
+def test_a_simulation_takes_no_notice_of_the_environment(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(client_app.SOCKET, "/nowhere/guard.sock")
+    courier = Courier(directories=(site,), opener=Guard)
+    assert unpack(ask(courier, context(**{"partition-id": 0}), action=HELLO).content) == Parcel(site="ulm")
+
+
+def test_the_fields_streams_are_this_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams: Any = Streams()
+    monkeypatch.setattr(client_app, "open_socket", lambda socket: Guard(socket))
+    monkeypatch.setenv(client_app.SOCKET, "/run/ulm/guard.sock")
+    monkeypatch.setenv(client_app.DIRECTORY, "/etc/ulm")
+    monkeypatch.setattr(client_app, "_field_streams", [streams])
+    assert unpack(ask(Courier(), context(), b"invitation", STREAM).content).refusal is None
+    close_guards()
+    assert streams.asked == [b"invitation", b"closed"]
 
 
 def test_the_courier_stays_thin() -> None:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hospital import RUN, key, plan, policy, proposal, schema, stage, table, ward
 
-from cohortium.client.approval import approve, load_approved, proposal_message, read_proposal
+from cohortium.client.approval import (
+    approval_files,
+    approvals,
+    approve,
+    load_approved,
+    notice,
+    proposal_message,
+    read_proposal,
+    withdraw,
+)
 from cohortium.common.errors import CohortiumError, ProtocolError, Refused, TableError, UsageError
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.protocol.messages import Message, seal
@@ -44,7 +54,8 @@ def test_an_approved_proposal_is_found_again(site: Path) -> None:
 
 def test_nothing_is_approved_without_the_officer(site: Path) -> None:
     assert refused(site) == "GUARD-NOT-APPROVED"
-    approve(site, proposal(plan()), key("the coordinator's friend"))
+    with pytest.raises(Refused, match="APPROVAL-OFFICER"):
+        approve(site, proposal(plan()), key("the coordinator's friend"))
     assert refused(site) == "GUARD-NOT-APPROVED"
 
 
@@ -214,3 +225,144 @@ def test_a_plan_that_costs_more_than_it_states_is_not_approved(site: Path) -> No
     approve(site, proposal(honest), key(OFFICER))
     with pytest.raises(Refused, match="PROPOSAL-PRICE"):
         approve(site, proposal(plan(stages=loud, epsilon=1.0), run="run-2"), key(OFFICER))
+
+
+# ---- expiry, pause, several officers ------------------------------------------------------------------------
+
+NOW = 1_800_000_000
+DAY = 86_400
+
+
+def test_an_approval_ends_when_it_said_it_would(site: Path) -> None:
+    approve(site, proposal(plan()), key(OFFICER), expires=NOW + DAY, now=NOW)
+    for now in (NOW, NOW + DAY - 1):
+        approval_files(site, RUN, now=now)
+        load_approved(site, policy("a"), RUN, now=now)
+    for now in (NOW + DAY, NOW + 400 * DAY):
+        with pytest.raises(Refused, match="GUARD-NOT-APPROVED"):
+            approval_files(site, RUN, now=now)
+        with pytest.raises(Refused, match="GUARD-NOT-APPROVED"):
+            load_approved(site, policy("a"), RUN, now=now)
+    approve(site, proposal(plan()), key(OFFICER), expires=NOW + 5 * DAY, now=NOW + 2 * DAY)  # signed anew
+    approval_files(site, RUN, now=NOW + 3 * DAY)
+    with pytest.raises(UsageError, match="APPROVAL-EXPIRED"):
+        approve(site, proposal(plan()), key(OFFICER), expires=NOW - 1, now=NOW)
+
+
+def test_the_guard_asks_for_the_expiry_at_every_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ward(tmp_path, plan(), approved=False)
+    now = int(time.time())
+    approve(made.directory("a"), proposal(plan()), key(OFFICER), expires=now + 100)
+    hello = Message(kind="run.hello", sender=COORDINATOR, fields={"run": RUN, "mirrored": 0})
+    assert made.say("a", hello).kind == "site.hello"
+    monkeypatch.setattr("cohortium.client.approval.time.time", lambda: now + 101)
+    assert made.say("a", hello).fields == {"code": "REFUSED"}
+    monkeypatch.setattr("cohortium.client.approval.time.time", lambda: now + 99)
+    assert made.say("a", hello).kind == "site.hello"
+    made.close()
+
+
+def test_the_expiry_is_signed(site: Path) -> None:
+    approve(site, proposal(plan()), key(OFFICER), expires=NOW + DAY, now=NOW)
+    path = site / "approved" / RUN / "approval.sig"
+    for name, value in (("expires", NOW + 99 * DAY), ("expires", 0), ("at", NOW - 1)):
+        value_ = json.loads(path.read_bytes())
+        value_["statement"][name] = value
+        good = path.read_bytes()
+        path.write_bytes(json.dumps(value_).encode())
+        with pytest.raises(ProtocolError, match="GUARD-NOT-APPROVED"):
+            load_approved(site, policy("a"), RUN, now=NOW)
+        path.write_bytes(good)
+    load_approved(site, policy("a"), RUN, now=NOW)
+
+
+def test_a_clock_that_was_set_back_gives_no_approval_its_life_again(site: Path) -> None:
+    approve(site, proposal(plan()), key(OFFICER), expires=NOW + DAY, now=NOW)
+    approval_files(site, RUN, now=NOW - DAY + 60)  # time servers correct by less than a day
+    for now in (NOW - DAY - 1, NOW - 300 * DAY):
+        with pytest.raises(Refused, match="CLOCK-BACK"):
+            approval_files(site, RUN, now=now)
+        with pytest.raises(Refused, match="CLOCK-BACK"):
+            load_approved(site, policy("a"), RUN, now=now)
+
+
+def test_a_paused_guard_refuses_everything_until_it_is_unpaused(tmp_path: Path) -> None:
+    made = ward(tmp_path, plan())
+    hello = Message(kind="run.hello", sender=COORDINATOR, fields={"run": RUN, "mirrored": 0})
+    assert made.say("a", hello).kind == "site.hello"
+    (made.directory("a") / "paused").touch()
+    said = made.say("a", hello)
+    assert said.kind == "site.refused" and said.fields["code"].startswith("REFUSED")
+    assert "paused" in (made.directory("a") / "guard.log").read_text()
+    (made.directory("a") / "paused").unlink()
+    assert made.say("a", hello).kind == "site.hello"
+    made.close()
+
+
+def officers(*names: str, needed: int) -> dict[str, Any]:
+    keys = tuple(key(name).public_key().public_bytes_raw().hex() for name in names)
+    return {"officers": keys, "officers_needed": needed}
+
+
+def test_two_of_three_officers_must_sign(site: Path) -> None:
+    rules = policy("a", **officers(OFFICER, "second", "third", needed=2))
+    rules.save(site / "site.toml")
+    approve(site, proposal(plan()), key(OFFICER), expires=NOW + DAY, now=NOW)
+    with pytest.raises(ProtocolError, match="GUARD-NOT-APPROVED"):
+        load_approved(site, rules, RUN, now=NOW)
+    approve(site, proposal(plan()), key(OFFICER), expires=NOW + DAY, now=NOW)  # twice the same is one
+    with pytest.raises(ProtocolError, match="GUARD-NOT-APPROVED"):
+        load_approved(site, rules, RUN, now=NOW)
+    with pytest.raises(Refused, match="APPROVAL-OFFICER"):
+        approve(site, proposal(plan()), key("somebody"), now=NOW)
+    approve(site, proposal(plan()), key("third"), expires=NOW + 300 * DAY, now=NOW + 60)
+    assert load_approved(site, rules, RUN, now=NOW).plan == plan()
+    with pytest.raises(Refused):  # the second signed what the first one wrote, its expiry included
+        load_approved(site, rules, RUN, now=NOW + DAY)
+    struck = policy("a", **officers(OFFICER, "second", needed=2))
+    with pytest.raises(ProtocolError, match="GUARD-NOT-APPROVED"):  # an officer who was struck out counts no more
+        load_approved(site, struck, RUN, now=NOW)
+
+
+def test_one_of_several_officers_is_enough_where_one_is_needed(site: Path) -> None:
+    rules = policy("a", **officers("second", "third", needed=1))
+    rules.save(site / "site.toml")
+    approve(site, proposal(plan()), key("third"))
+    load_approved(site, rules, RUN)
+    with pytest.raises(Refused, match="APPROVAL-OFFICER"):  # officer.pub no longer counts beside a list
+        approve(site, proposal(plan()), key(OFFICER))
+    assert notice(site, RUN) is None
+
+
+def test_what_the_coordinator_is_shown_is_no_approval(site: Path) -> None:
+    """The notice leaves the hospital; put into approval.sig, it opens nothing."""
+    approve(site, proposal(plan()), key(OFFICER), expires=NOW + DAY, now=NOW)
+    path = site / "approved" / RUN / "approval.sig"
+    value = json.loads(path.read_bytes())
+    shown = notice(site, RUN)
+    assert shown is not None and len(shown) == 64
+    officer = key(OFFICER).public_key().public_bytes_raw().hex()
+    path.write_bytes(json.dumps({"statement": value["statement"], "signatures": {officer: shown.hex()}}).encode())
+    with pytest.raises(ProtocolError, match="GUARD-NOT-APPROVED"):
+        load_approved(site, policy("a"), RUN, now=NOW)
+
+
+def test_a_withdrawn_approval_is_gone_and_named(site: Path) -> None:
+    approve(site, proposal(plan()), key(OFFICER))
+    found = approvals(site)[RUN]
+    assert found is not None and found.expires == 0
+    assert withdraw(site, RUN) and not withdraw(site, RUN)
+    assert refused(site) == "GUARD-NOT-APPROVED" and approvals(site) == {RUN: None}
+    with pytest.raises(Refused):
+        withdraw(site, "../../etc")
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{}", b"[]", b"null", b"\x00" * 64, b'{"statement": [], "signatures": {}}', b"[" * 9999]
+)
+def test_a_broken_approval_is_none(raw: bytes, site: Path) -> None:
+    approve(site, proposal(plan()), key(OFFICER))
+    (site / "approved" / RUN / "approval.sig").write_bytes(raw)
+    assert refused(site) == "GUARD-NOT-APPROVED"
+    with pytest.raises(CohortiumError, match="GUARD-NOT-APPROVED"):
+        approval_files(site, RUN)

@@ -64,10 +64,51 @@ def test_a_run_that_was_not_approved_gets_nothing(tmp_path: Path) -> None:
 
 def test_the_table_is_checked_before_anything_is_charged(tmp_path: Path) -> None:
     bad = table(10).rename(columns={"age": "years"})
-    consortium = ward(tmp_path, plan(), tables={"a": bad})
+    consortium = ward(tmp_path / "bad", plan(), tables={"a": bad})
+    assert consortium.say("a", HELLO).fields == {"code": "REFUSED-DATA"}
+    assert consortium.say("a", ask_message(RUN, 0, counts(), mirrored=0)).fields == {"code": "REFUSED-LEDGER"}
+    assert consortium.state("a", 0) == "NONE"
+    consortium.close()
+    consortium = ward(tmp_path / "then-bad", plan())
+    bad.to_parquet(consortium.directory("a") / "data.parquet")
     for message in (HELLO, ask_message(RUN, 0, counts(), mirrored=0)):
         assert consortium.say("a", message).fields == {"code": "REFUSED-DATA"}
     assert consortium.state("a", 0) == "NONE"
+    consortium.close()
+
+
+def test_a_table_that_changes_within_a_run_is_refused(tmp_path: Path) -> None:
+    """A guard that starts again and finds other patients takes no further part: what was priced is one table."""
+    consortium = ward(tmp_path, plan())
+    assert consortium.ask("a", 0, counts()).kind == "site.noised"
+    path = consortium.directory("a") / "data.parquet"
+    first = path.read_bytes()
+    table(30, seed=99, prefix="a").to_parquet(path)
+    consortium.kill("a")
+    for message in (HELLO, ask_message(RUN, 1, counts(), mirrored=0)):
+        assert consortium.say("a", message).fields == {"code": "REFUSED-DATA"}
+        assert log_of(consortium)["local"] == "TABLE-CHANGED"
+    assert consortium.state("a", 1) == "NONE"
+    path.write_bytes(first)
+    consortium.kill("a")
+    assert consortium.ask("a", 1, counts()).kind == "site.noised"
+    consortium.close()
+
+
+def log_of(consortium: Ward, site: str = "a") -> dict[str, Any]:
+    """The last line of a site's own log."""
+    return dict(json.loads((consortium.directory(site) / "guard.log").read_text().splitlines()[-1]))
+
+
+def test_a_paused_hospital_answers_nothing_and_goes_on_later(tmp_path: Path) -> None:
+    consortium = ward(tmp_path, plan())
+    mark = consortium.directory("a") / "paused"
+    mark.touch()
+    for message in (HELLO, ask_message(RUN, 0, counts(), mirrored=0)):
+        assert consortium.say("a", message).fields == {"code": "REFUSED-PAUSED"}
+    assert consortium.state("a", 0) == "NONE"
+    mark.unlink()
+    assert consortium.ask("a", 0, counts()).kind == "site.noised"
     consortium.close()
 
 
@@ -137,9 +178,9 @@ def test_the_lines_of_the_ledger_travel_from_where_the_mirror_stands(tmp_path: P
     consortium = ward(tmp_path, plan())
     consortium.ask("a", 0, counts())
     fields = consortium.say(
-        "a", Message(kind="run.finish", sender=COORDINATOR, fields={"run": RUN, "mirrored": 2})
+        "a", Message(kind="run.finish", sender=COORDINATOR, fields={"run": RUN, "mirrored": 4})
     ).fields
-    assert [line["body"]["n"] for line in fields["lines"]] == [2, 3]
+    assert [line["body"]["n"] for line in fields["lines"]] == [4, 5]
     assert [line["body"]["state"] for line in fields["lines"]] == ["SEALED", "RELEASED"]
     assert (consortium.directory("a") / "ledger.jsonl").exists()
     consortium.close()

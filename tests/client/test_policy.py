@@ -143,3 +143,65 @@ def test_only_a_rehearsal_without_noise_may_switch_noise_off() -> None:
     for rehearsal in (None, Rehearsal(), Rehearsal(seed=1)):
         with pytest.raises(Refused, match="POLICY-NOISE"):
             policy("a", rehearsal=rehearsal).check(plan(stages=SILENT))
+
+
+# ---- databases, officers, unknown settings --------------------------------------------------------------------
+
+DATABASE = {"table": "postgresql://reader@db/ward", "query_file": "patients.sql", "password": "env:WARD_PASSWORD"}
+
+
+def test_a_database_and_several_officers_survive_their_file(tmp_path: Path) -> None:
+    for options in (
+        DATABASE,
+        {"table": "duckdb:////data/w.duckdb", "query": 'SELECT "a" FROM b', "several_rows": True},
+        {"officers": ("ab" * 32, "cd" * 32), "officers_needed": 2},
+    ):
+        made = policy("a", **options)
+        made.save(tmp_path / "site.toml")
+        assert Policy.load(tmp_path / "site.toml") == made
+    assert policy("a", **DATABASE).one_row and not policy("a").one_row
+    assert not policy("a", **DATABASE, several_rows=True).one_row
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"table": "postgresql://reader:pw@db/ward"}, "SITE-PASSWORD"),
+        ({"table": "mysql://reader@db/ward"}, "SITE-URL"),
+        ({"query": "SELECT 1"}, "SITE-QUERY"),  # beside query_file
+        ({"query_file": None}, "SITE-QUERY"),
+        ({"table": "data.parquet"}, "SITE-QUERY"),
+        ({"password": "hunter2"}, "SECRET-FORM"),
+        ({"table": ""}, "SITE-TABLE"),
+    ],
+)
+def test_a_database_that_is_not_described_whole_is_refused(options: dict[str, Any], code: str) -> None:
+    with pytest.raises(UsageError, match=code) as caught:
+        policy("a", **(DATABASE | options))
+    assert "hunter2" not in "\n".join(caught.value.lines())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"officers": ()},
+        {"officers": ("ab" * 32, "ab" * 32)},
+        {"officers": ("xyz",)},
+        {"officers": ("ab" * 32,), "officers_needed": 2},
+        {"officers": ("ab" * 32,), "officers_needed": 0},
+        {"officers_needed": 2},
+    ],
+)
+def test_officers_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="SITE-OFFICERS"):
+        policy("a", **options)
+
+
+@pytest.mark.parametrize("line", ["peer = {}", "minimum_site = 3", "officer = []"])
+def test_a_misspelt_setting_is_not_a_lax_default(line: str, tmp_path: Path) -> None:
+    policy("a").save(tmp_path / "site.toml")
+    text = (tmp_path / "site.toml").read_text()
+    (tmp_path / "site.toml").write_text(text.replace("[policy]", f"[policy]\n{line}"))
+    with pytest.raises(UsageError, match="SITE-UNKNOWN") as caught:
+        Policy.load(tmp_path / "site.toml")
+    assert line.split()[0] in caught.value.sentence

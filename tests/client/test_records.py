@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
+import itertools
 import os
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cohortium.client.records import checked, records
-from cohortium.client.sources.base import read
-from cohortium.common.encoding import grids
+from cohortium.client import records as module
+from cohortium.client.records import checked, records, table_digest
+from cohortium.client.sources.base import Batches, read
+from cohortium.common.encoding import Records, grids
 from cohortium.common.errors import CohortiumError, TableError
 from cohortium.common.schema import Column, Schema
 
@@ -324,3 +328,117 @@ def test_no_table_ends_in_a_traceback(data: st.DataObject) -> None:
         alone = [records(SCHEMA, frame.iloc[[i]], unit="row") for i in range(rows)]
         both = {a.identity.tobytes(): a.codes[0].tolist() for a in alone}
         assert both == {got.identity[p].tobytes(): got.codes[p].tolist() for p in range(rows)}
+
+
+# ---- order, pieces, duplicates ------------------------------------------------------------------------------
+
+
+def many(rows: int, *, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    part = table().iloc[rng.integers(0, 2, rows)].reset_index(drop=True)
+    part["pid"] = rng.integers(0, max(rows // 2, 1), rows)
+    part["age"] = rng.integers(0, 110, rows)
+    return part
+
+
+def same(a: Records, b: Records) -> bool:
+    return all(np.array_equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(Records))
+
+
+def in_pieces(frame: pd.DataFrame, *sizes: int) -> Batches:
+    borders = [0, *np.cumsum(sizes).tolist(), len(frame)]
+    parts = [frame.iloc[a:b] for a, b in itertools.pairwise(borders) if b > a]
+    return Batches(parts, frame.columns)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 60), st.integers(0, 1000), st.sampled_from(["pid", "row"]))
+def test_records_do_not_depend_on_the_order_of_rows_nor_on_the_pieces(rows: int, seed: int, unit: str) -> None:
+    """Red if a patient's rows keep the table's order, or if a database's row is named by its number."""
+    frame = many(rows, seed=seed)
+    mixed = frame.sample(frac=1.0, random_state=seed)
+    whole = records(SCHEMA, in_pieces(frame), unit=unit)
+    assert same(whole, records(SCHEMA, in_pieces(mixed.reset_index(drop=True), rows // 3, rows // 4), unit=unit))
+    # A file's rows have numbers, which go with them
+    assert same(records(SCHEMA, frame, unit=unit), records(SCHEMA, mixed, unit=unit))
+    if unit == "pid":
+        assert same(whole, records(SCHEMA, frame, unit=unit))
+
+
+def test_a_large_table_is_encoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = many(500)
+    for unit in ("pid", "row"):
+        whole = records(SCHEMA, frame, unit=unit)
+        for rows in (1, 7, 499):
+            monkeypatch.setattr(module, "PIECE_ROWS", rows)
+            assert same(records(SCHEMA, frame, unit=unit), whole)
+        twice = frame.set_axis([0] * len(frame))
+        assert same(records(SCHEMA, twice, unit=unit), whole)  # labels that name nothing: counted
+        monkeypatch.undo()
+
+
+def test_a_row_of_a_database_keeps_its_name_when_others_come_and_go() -> None:
+    """So that training and held-out rows stay apart, and a neighbouring table differs in one record only."""
+    frame = many(80)
+    frame.loc[40:, :] = frame.loc[:39, :].to_numpy()  # every row twice
+
+    def names(part: pd.DataFrame) -> set[bytes]:
+        return {row.tobytes() for row in records(SCHEMA, in_pieces(part), unit="row").identity}
+
+    whole = names(frame)
+    assert len(whole) == 80
+    for gone in range(0, 80, 9):
+        assert len(whole - names(frame.drop(index=gone))) == 1 and names(frame.drop(index=gone)) < whole
+
+
+def test_one_row_each_is_held_against_the_table() -> None:
+    with pytest.raises(TableError) as caught:
+        records(SCHEMA, table(), unit="pid", where="q", one_row=True)
+    assert caught.value.code == "TABLE-DUPLICATE" and "1 patients" in caught.value.sentence
+    assert records(SCHEMA, table(pid=[1, 2, 3]), unit="pid", one_row=True).patients == 3
+    assert records(SCHEMA, table(), unit="row", one_row=True).patients == 3
+
+
+def test_pieces_end_with_the_reading_even_if_a_cell_is_wrong() -> None:
+    ended: list[bool] = []
+
+    def parts() -> Iterator[pd.DataFrame]:
+        try:
+            yield table()
+            yield table(age=["SECRET"] * 3)
+            yield table()
+        finally:
+            ended.append(True)
+
+    with pytest.raises(TableError):
+        records(SCHEMA, Batches(parts(), table().columns), unit="pid")
+    assert ended == [True]
+
+
+def test_a_digest_needs_its_key_and_sees_every_cell() -> None:
+    key = b"0" * 16
+    base = records(SCHEMA, table(), unit="pid")
+    first = table_digest(base, key=key)
+    assert table_digest(records(SCHEMA, table().iloc[::-1], unit="pid"), key=key) == first
+    assert table_digest(base, key=b"1" * 16) != first and len(first) == 64
+    others = [table(age=[40, 51, None]), table(pid=[7, 8, 8]), table(pid=[7, 9, 7]), table().iloc[:2]]
+    assert len({first, *(table_digest(records(SCHEMA, t, unit="pid"), key=key) for t in others)}) == 5
+    assert table_digest(records(SCHEMA, table().iloc[:0], unit="pid"), key=key)
+    with pytest.raises(ValueError, match="16 bytes"):
+        table_digest(base, key=b"short")
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "America/New_York"])
+def test_a_column_of_stamps_is_read_as_its_cells_are(unit: str, zone: str | None) -> None:
+    texts = ["1969-12-31T23:59:59.999999", "1970-01-01", "2000-02-29T23:30:00", "1950-06-01T00:00:00.000001"]
+    stamps = pd.Series(pd.to_datetime(texts, format="ISO8601").as_unit(unit)).reindex([0, 1, 9, 2, 3])
+    stamps = stamps if zone is None else stamps.dt.tz_localize(zone)
+    for name in ("day", "seen"):
+        schema = Schema(name="s", columns=(SCHEMA.column(name),))
+        columns = [stamps, stamps.astype(object)]
+        fast, slow = (checked(schema, pd.DataFrame({name: c}), unit="row")[name] for c in columns)
+        pd.testing.assert_series_equal(fast, slow)
+    far = pd.Series(np.array(["12000-01-01"], dtype="datetime64[s]"))
+    with pytest.raises(TableError):
+        checked(Schema(name="s", columns=(SCHEMA.column("day"),)), pd.DataFrame({"day": far}), unit="row")

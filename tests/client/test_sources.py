@@ -110,3 +110,73 @@ def test_a_reader_can_be_added_and_not_replaced(monkeypatch: pytest.MonkeyPatch)
     assert len(read("ward://a/b")) == 2
     with pytest.raises(ValueError, match="two readers"):
         base.register("ward://", read_nothing)
+
+
+# ---- folders ------------------------------------------------------------------------------------------------
+
+
+def folder_of(folder: Path, parts: dict[str, pa.Table | str]) -> Path:
+    for name, part in parts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(part, str):
+            (folder / name).write_text(part, encoding="utf-8")
+        else:
+            pq.write_table(part, folder / name)
+    return folder
+
+
+def test_a_folder_of_csv_files_is_one_table_of_texts(tmp_path: Path) -> None:
+    folder = folder_of(
+        tmp_path / "t.csv",
+        {"b.csv": "b;a\n010;2\n", "a.csv": "a,b\n1,NA\n", "deep/c.tsv": "a\tb\n3\t\n", "_SUCCESS": "", ".x.csv": "z"},
+    )
+    table = read(folder)
+    assert table["a"].tolist() == ["1", "2", "3"] and table["b"].tolist() == ["NA", "010", ""]
+    assert table.index.tolist() == [0, 1, 2]
+
+
+def test_parts_of_parquet_may_differ_in_width_and_order_and_be_empty(tmp_path: Path) -> None:
+    parts = {
+        "1.parquet": pa.table({"i": pa.array([1], pa.int8()), "s": ["x"], "n": pa.nulls(1)}),
+        "2.parquet": pa.table({"s": pa.array(["y"]).dictionary_encode(), "i": [2**40], "n": [0.5]}),
+        "3.parquet": pa.table({"i": [2.0], "n": pa.array([None], pa.float32()), "s": pa.nulls(1)}),
+    }
+    table = read(folder_of(tmp_path / "a", parts))
+    assert table["s"].tolist()[:2] == ["x", "y"] and table["i"].tolist() == [1, 2**40, 2]
+    assert table["n"].isna().tolist() == [True, False, True]
+    whole = {name: parts[name].select(["i", "s"]) for name in ("1.parquet", "2.parquet")}
+    assert str(read(folder_of(tmp_path / "b", whole))["i"].dtype) == "Int64"
+
+
+def test_names_of_folders_become_a_column_of_texts(tmp_path: Path) -> None:
+    """Red if Arrow guesses: the ward "010" would be the ward 10."""
+    part = pa.table({"v": [1]})
+    folder = folder_of(tmp_path, {"ward=010/a.parquet": part, "ward=020/a.parquet": part})
+    assert read(folder)["ward"].tolist() == ["010", "020"]
+
+
+INT, TEXT_PART = pa.table({"a": [1], "b": [1]}), pa.table({"a": ["SECRET"], "b": [1]})
+BAD_FOLDERS: list[tuple[str, dict[str, pa.Table | str], str]] = [
+    ("TABLE-FILE", {}, ""),
+    ("TABLE-FILE", {"_only.csv": "a\n1\n"}, ""),
+    ("TABLE-PARTS", {"1.parquet": INT, "2.parquet": TEXT_PART}, "2.parquet"),
+    ("TABLE-PARTS", {"1.parquet": INT, "2.parquet": INT.drop_columns("b")}, "2.parquet"),
+    ("TABLE-PARTS", {"1.parquet": INT, "2.parquet": INT.append_column("c", [[1]])}, "2.parquet"),
+    ("TABLE-PARTS", {"1.csv": "a,b\n1,2\n", "2.csv": "a\nSECRET\n"}, "2.csv"),
+    ("TABLE-PARTS", {"x=1/1.parquet": INT, "2.parquet": INT}, "1.parquet"),
+    ("TABLE-KIND", {"1.csv": "a\n1\n", "2.parquet": INT}, "1.csv"),
+    ("TABLE-KIND", {"1.csv": "a\n1\n", "2.xlsx": "SECRET"}, "2.xlsx"),
+    ("TABLE-CSV", {"1.csv": "a,b\n1,2\n", "2.csv": "a,b\nSECRET\n"}, "2.csv"),
+    ("TABLE-FILE", {"1.parquet": INT, "2.parquet": "SECRET"}, "2.parquet"),
+    ("TABLE-HEADER", {"1.parquet": pa.table([[1], [2]], names=["a", "a"])}, "1.parquet"),
+]
+
+
+@pytest.mark.parametrize(("code", "parts", "named"), BAD_FOLDERS)
+def test_a_folder_that_is_no_table(tmp_path: Path, code: str, parts: dict[str, pa.Table | str], named: str) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    with pytest.raises(TableError) as caught:
+        read(folder_of(folder, parts))
+    assert caught.value.code == code and caught.value.hint and named in caught.value.where[0]
+    assert "SECRET" not in "".join(caught.value.lines())

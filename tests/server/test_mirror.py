@@ -10,10 +10,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cohortium.common.errors import CheckFailed
-from cohortium.common.privacy import chain
+from cohortium.common.privacy import chain, witness
 from cohortium.common.privacy.budget import Event
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.server.mirror import Mirror
+from cohortium.server.witnesses import between_runs
 
 KEYS = {name: Ed25519PrivateKey.from_private_bytes(bytes([n + 1]) * 32) for n, name in enumerate("AB")}
 
@@ -122,3 +123,92 @@ def test_the_owner_cannot_break_the_rules_even_with_its_key(site: Ledger, mirror
     with pytest.raises(CheckFailed, match="LEDGER-STATE"):
         mirror.receive("A", [line.to_json()])
     assert mirror.head("A") == site.head()
+
+
+# ---- as a witness -------------------------------------------------------------------------------------------
+
+
+def test_what_is_co_signed_was_seen_to_its_last_line(site: Ledger, mirror: Mirror) -> None:
+    public, coordinator = KEYS["A"].public_key(), KEYS["B"]
+    with pytest.raises(CheckFailed, match="MIRROR-AHEAD"):
+        mirror.cosign("A", site.checkpoint(), coordinator)
+    assert mirror.seen("A") is None
+    mirror.receive("A", sent(site))
+    note = site.checkpoint()
+    word = mirror.cosign("A", note, coordinator)
+    given = {"owner": public, "witness": "coordinator", "public": coordinator.public_key()}
+    assert witness.cosigned(site.head(), word, **given)
+    assert mirror.seen("A") == note
+    reserve(site, "1")
+    assert mirror.seen("A") == note
+    mirror.receive("A", sent(site, 2))
+    with pytest.raises(CheckFailed, match="MIRROR-ROLLBACK"):
+        mirror.cosign("A", note, coordinator)
+    mirror.cosign("A", site.checkpoint(), coordinator)
+    assert chain.verify_checkpoint(mirror.seen("A") or "", public) == site.head()
+
+
+def test_growth_is_shown_without_the_lines(site: Ledger, mirror: Mirror) -> None:
+    before = site.head()
+    for number in range(1, 4):
+        reserve(site, str(number))
+    mirror.receive("A", sent(site))
+    proof = mirror.digests("A", before.size, site.head().size)
+    assert len(proof) == 3 * 32
+    witness.check_extends(before, site.head(), proof)
+    witness.check_extends(None, before, mirror.digests("A", 0, before.size))
+
+
+def test_between_runs_a_site_asks_by_itself(site: Ledger, mirror: Mirror) -> None:
+    assert between_runs(mirror, "A", site.checkpoint(), KEYS["B"]) == []
+    mirror.receive("A", sent(site))
+    (word,) = between_runs(mirror, "A", site.checkpoint(), KEYS["B"])
+    assert word.startswith("coordinator ") and len(word) == len("coordinator ") + 128
+    with pytest.raises(CheckFailed, match="CHECKPOINT-FORM"):
+        between_runs(mirror, "A", "x", KEYS["B"])
+    old = site.checkpoint()
+    reserve(site, "1")
+    mirror.receive("A", sent(site, 2))
+    with pytest.raises(CheckFailed, match="MIRROR-ROLLBACK"):
+        between_runs(mirror, "A", old, KEYS["B"])
+
+
+def test_two_that_have_the_mirror_open_see_each_others_lines(tmp_path: Path, site: Ledger, mirror: Mirror) -> None:
+    """Two runs of one consortium, and the service that answers sites meanwhile."""
+    with Mirror(tmp_path / "mirror.db", {"A": KEYS["A"].public_key()}) as other:
+        mirror.receive("A", sent(site))
+        assert other.size("A") == 2 and other.receive("A", sent(site)) == 0
+        reserve(site, "1")
+        assert other.receive("A", sent(site, 2)) == 1
+        assert mirror.head("A") == site.head()
+        fork = sent(site, 2)[0]
+        with pytest.raises(CheckFailed, match="MIRROR-FORK"):
+            mirror.receive("A", [fork | {"signature": "00" * 64}])
+        assert mirror.size("A") == other.size("A") == 3
+
+
+def test_many_threads_write_one_mirror(tmp_path: Path, site: Ledger, mirror: Mirror) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    for number in range(1, 40):
+        reserve(site, str(number))
+    lines = sent(site)
+    with ThreadPoolExecutor(4) as pool, Mirror(tmp_path / "mirror.db", mirror._keys) as other:
+        list(pool.map(lambda end: (mirror if end % 2 else other).receive("A", lines[:end]), range(1, len(lines) + 1)))
+        assert mirror.size("A") == other.size("A") == len(lines)
+    assert mirror.head("A") == site.head()
+
+
+def test_a_new_key_is_a_new_ledger_and_the_old_one_stays(tmp_path: Path, site: Ledger, mirror: Mirror) -> None:
+    mirror.receive("A", sent(site))
+    mirror.cosign("A", site.checkpoint(), KEYS["B"])
+    new = Ed25519PrivateKey.from_private_bytes(bytes([9]) * 32)
+    with (
+        Ledger.create(tmp_path / "new.db", "A", new, clock=lambda: 0) as ledger,
+        Mirror(tmp_path / "mirror.db", {"A": new.public_key()}) as later,
+    ):
+        assert later.size("A") == 0 and later.seen("A") is None
+        assert later.receive("A", sent(ledger)) == 1
+        later.cosign("A", ledger.checkpoint(), KEYS["B"])
+        assert later.head("A") == ledger.head()
+    assert mirror.size("A") == 2 and mirror.seen("A") == site.checkpoint()
