@@ -118,6 +118,7 @@ class _Service:
         self._back_off_s, self._not_before = 1.0, 0.0
         self._warned = 0.0
         self._hub: Any = None
+        self._start_link: Callable[[], Any] = _no_link
 
     # ---- start ----------------------------------------------------------------------------------------------
 
@@ -316,6 +317,10 @@ def noting(issuer: Issuer, seen: Seen) -> Issuer:
         root_pem=issuer.root_pem,
         seen=seen,
     )
+
+
+def _no_link() -> Any:
+    raise PeerUnreachable("SUPERLINK-DOWN", "Flower's SuperLink was never started")
 
 
 class _Nodes:

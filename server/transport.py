@@ -22,6 +22,7 @@ from cohortium.common.protocol.flower import CARRY, HELLO, Parcel, request, unpa
 FIRST_POLL_S = 0.005
 LONGEST_POLL_S = 0.25
 HELLO_AGAIN_S = 2.0
+LONGEST_HELLO_S = 15.0
 # A reply's lifetime is worked out on the site's clock: a message outlives its wait by what clocks may differ.
 CLOCK_SKEW_S = 300.0
 
@@ -89,14 +90,27 @@ class GridCourier:
         names = frozenset(expected)
         found: dict[str, int] = {}
         answered: set[int] = set()
+        waiting: dict[str, int] = {}
+        pause: dict[int, float] = {}
+        due: dict[int, float] = {}
         deadline = self._clock.now() + timeout_s
+        look, poll = self._clock.now(), FIRST_POLL_S
         while True:
-            next_try = min(self._clock.now() + HELLO_AGAIN_S, deadline)
-            nodes = [node for node in self._node_ids() if node not in answered]
-            wait_s = next_try - self._clock.now()
-            parcels, _ = self._round({node: Parcel() for node in nodes}, HELLO, "discover", wait_s=wait_s)
-            answered |= set(parcels)
-            for node in sorted(parcels):
+            now = self._clock.now()
+            if now >= look:
+                look = now + HELLO_AGAIN_S
+                for node in self._node_ids():
+                    if node in answered or now < due.get(node, now):
+                        continue
+                    # A SuperNode answers in order: asked again faster than it can answer, it never catches up.
+                    pause[node] = min(2 * pause.get(node, HELLO_AGAIN_S / 2), LONGEST_HELLO_S)
+                    due[node] = now + pause[node]
+                    waiting |= self._push({node: Parcel()}, HELLO, "discover", deadline - now, {})
+            parcels: dict[int, Parcel] = {}
+            if waiting:
+                self._pull(waiting, parcels, {})
+            for node in sorted(set(parcels) - answered):
+                answered.add(node)
                 site = parcels[node].site
                 if site in names and site in found:
                     raise ProtocolError(
@@ -104,9 +118,10 @@ class GridCourier:
                     )
                 if site in names:
                     found[site] = node
-            if names <= set(found) or self._clock.now() >= deadline:
+            if names <= set(found) or now >= deadline:
                 break
-            self._sleep(next_try - self._clock.now())
+            poll = FIRST_POLL_S if parcels else min(poll * 1.5, LONGEST_POLL_S)
+            self._sleep(min(poll, look - now, deadline - now))
         self._nodes = found
         if len(found) < (len(names) if quorum is None else quorum):
             raise PeerUnreachable(

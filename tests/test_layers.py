@@ -24,6 +24,8 @@ TOPS = ("common", "strategies", "client", "server", "simulations", "cohortium")
 VOCABULARY = frozenset({"schema", "table_schema", "toml_reader", "study", "study_file", "encoding", "drafting"})
 ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
+    "modes": frozenset({"errors"}),  # who may read a key file
+    "terminal": frozenset({"errors"}),  # how a command prints
     "vocabulary": frozenset({"errors"}),
     "messages": frozenset({"errors"}),
     "budget": frozenset({"errors"}),
@@ -278,22 +280,85 @@ def test_only_the_gate_seals_at_a_hospital() -> None:
             assert ("seal" in calls_of(source)) == (module == "client.gate"), module
 
 
-def test_nothing_at_a_hospital_opens_a_connection_and_only_the_courier_knows_flower() -> None:
-    network = ("socket", "http", "urllib", "requests", "httpx", "grpc", "ssl", "smtplib", "ftplib", "asyncio")
-    for module, source in sources().items():
-        if module.startswith("client"):
-            names = [n.split(".")[0] for n, _ in imports(source)]
-            assert not set(names) & set(network), module
-            assert "flwr" not in names or module == "client.app", module
+COURIER = frozenset(
+    f"client.{name}"
+    for name in ("app", "calls", "connect", "courier", "enrolment", "guard_port", "reach", "stream", "supernode")
+)
+"""The courier's side: it may open connections, and touches neither records nor the keys that sign for the hospital."""
+GUARD = frozenset(
+    f"client.{name}"
+    for name in (
+        *("approval", "gate", "guard", "guard_service", "loading", "policy", "records", "references", "vault"),
+        *("witness", "sources"),
+    )
+)
+"""The guard's side: records, keys, ledger; no way to the outside. What is in neither list are people's commands."""
+NETWORK = ("socket", "http", "urllib", "requests", "httpx", "grpc", "ssl", "smtplib", "ftplib", "asyncio", "uvicorn")
+DATA = ("numpy", "pandas", "torch", "pyarrow", "sqlalchemy", "duckdb", "psycopg")
+
+
+def side(module: str) -> str:
+    short = ".".join(module.split(".")[:2])
+    return "courier" if short in COURIER else "guard" if short in GUARD else "command"
+
+
+def wrong_at_a_hospital(modules: Sources) -> list[str]:
+    found = []
+    for module, source in modules.items():
+        if not module.startswith("client."):
+            continue
+        here = side(module)
+        for name, top in imports(source):
+            library = name.split(".")[0]
+            target = name.removeprefix("cohortium.")
+            there = side(target) if target.startswith("client.") else ""
+            # The guard's service listens on a Unix socket; a reference to a secret is taken apart with urllib.parse.
+            listed = (module, library) == ("client.guard_service", "grpc") or name.startswith("urllib.parse")
+            if library in NETWORK and here != "courier" and not listed:
+                found.append(f"{module} imports {name}")
+            if library == "flwr" and module not in ("client.app", "client.courier", "client.supernode"):
+                found.append(f"{module} imports {name}")
+            if here == "courier" and library in DATA:
+                found.append(f"{module} imports {name}")
+            # Only a simulation opens a guard in the courier's process, by name and inside a function.
+            simulated = module == "client.app" and not top and target.startswith("client.guard")
+            if {here, there} == {"courier", "guard"} and not simulated:
+                found.append(f"{module} imports {name}")
+    return found
+
+
+def test_courier_and_guard_share_nothing_but_bytes() -> None:
+    assert wrong_at_a_hospital(sources()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("client.guard", "import socket"),
+        ("client.records", "def f():\n    import urllib.request"),
+        ("client.sources.files", "import httpx"),
+        ("client.gate", "import flwr"),
+        ("client.guard", "from cohortium.client.connect import open_channel"),
+        ("client.stream", "from cohortium.client.guard import Guard"),
+        ("client.stream", "def f():\n    from cohortium.client.vault import Vault"),
+        ("client.courier", "import numpy"),
+        ("client.app", "from cohortium.client.guard import open_guard"),
+        ("client.cli", "import grpc"),
+    ],
+)
+def test_a_line_that_joins_the_two_is_found(module: str, line: str) -> None:
+    planted = {**sources(), module: sources()[module] + "\n" + line + "\n"}
+    assert [found for found in wrong_at_a_hospital(planted) if found.startswith(module + " imports")]
 
 
 def test_the_courier_never_imports_what_holds_data() -> None:
     tops = [n for n, top in imports(sources()["client.app"]) if top]
-    assert not [n for n in tops if n.startswith(("cohortium.client", "pandas", "torch", "numpy", "pyarrow"))]
+    assert not [n for n in tops if n.startswith(("cohortium.client.guard", "pandas", "torch", "numpy", "pyarrow"))]
 
 
 def test_only_the_guard_and_the_gate_move_the_ledger_on_at_a_hospital() -> None:
     writers = {
         m for m, s in sources().items() if m.startswith("client") and {"reserve", "advance", "note"} & calls_of(s)
     }
-    assert writers == {"client.gate"}
+    # An officer's rotation of the site's key is the one line that no question of the coordinator brings about.
+    assert writers == {"client.gate", "client.rotation"}
