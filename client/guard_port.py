@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import grpc
 
@@ -84,4 +84,5 @@ class SocketGuard:
 
 
 def _status(error: grpc.RpcError) -> grpc.StatusCode:
-    return error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+    call = cast("object", error)  # what a stub raises is a Call as well, which the type stubs deny
+    return call.code() if isinstance(call, grpc.Call) else grpc.StatusCode.UNKNOWN

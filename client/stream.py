@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import grpc
 
@@ -94,14 +94,14 @@ class Streams:
         relay = _Relay(run, ticket, self._guard, self._channel, self._timings)
         relay.start()
         stands = relay.connect(self._timings.opening_s)
+        leaving: _Relay | None = relay
         with self._lock:
             self._opening -= 1
             if stands:
                 # Only now: a late message with the ticket of an earlier attempt must not end the stream of this one.
-                known, self._relays[run] = self._relays.get(run), relay
-                relay = known
-        if relay is not None:
-            relay.close()
+                leaving, self._relays[run] = self._relays.get(run), relay
+        if leaving is not None:
+            leaving.close()
         return None if stands else Refusal.NO_STREAM
 
     def running(self) -> tuple[str, ...]:
@@ -230,7 +230,8 @@ class _Relay:
                 if self._over:
                     break
         except grpc.RpcError as error:
-            if isinstance(error, grpc.Call) and error.code() in _REFUSED:
+            ended = cast("object", error)  # what a stub raises is a Call as well, which the type stubs deny
+            if isinstance(ended, grpc.Call) and ended.code() in _REFUSED:
                 final = Code.REVOKED
         except (CohortiumError, OSError, ValueError):
             pass  # no channel now: an unreadable certificate, a broken network; the next attempt may find better

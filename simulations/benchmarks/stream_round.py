@@ -63,15 +63,19 @@ def _measure(folder: Path, rounds: int, warm_up: int, stack: contextlib.ExitStac
     address = _coordinator(folder, world.plan.sites)
     service = stack.enter_context(_process("coordinator", str(folder)))
     port = int(service.readline())
-    guards, couriers = {}, {}
+    guards: dict[str, subprocess.Popen[Any]] = {}
+    couriers: dict[str, _Child] = {}
     for site in world.plan.sites:
         socket = folder / f"{site}.sock"
         guards[site] = stack.enter_context(_guard(world.out / "sites" / site, socket))
         couriers[site] = stack.enter_context(_process("courier", str(folder), site, f"{address}:{port}"))
-    for courier in couriers.values():
-        assert courier.readline() == "ready"
-    kinds = {"guards": [*guards.values()], "couriers": [p.process for p in couriers.values()]}
-    kinds |= {"coordinator": [service.process]}
+    for child in couriers.values():
+        assert child.readline() == "ready"
+    kinds: dict[str, list[subprocess.Popen[Any]]] = {
+        "guards": list(guards.values()),
+        "couriers": [child.process for child in couriers.values()],
+        "coordinator": [service.process],
+    }
     run = str(RunFolder(root=world.out).facts()["run"])
     courier = _Timed(_grid(couriers, world.plan.sites), socket=folder / "hub.sock", run=run)
     stack.callback(courier.close)
@@ -82,8 +86,8 @@ def _measure(folder: Path, rounds: int, warm_up: int, stack: contextlib.ExitStac
         for turn in range(rounds + warm_up):
             if turn == warm_up:
                 before, cpu = time.process_time(), {kind: _cpu(ps) for kind, ps in kinds.items()}
-                for site in couriers.values():
-                    site.say("forget")
+                for child in couriers.values():
+                    child.say("forget")
             courier.spent.clear()
             started = time.perf_counter()
             ask()
@@ -95,7 +99,7 @@ def _measure(folder: Path, rounds: int, warm_up: int, stack: contextlib.ExitStac
                     labels.setdefault(label, []).append(seconds)
     spent = {kind: (_cpu(ps) - cpu[kind]) / rounds for kind, ps in kinds.items()}
     spent["ServerApp"] = (time.process_time() - before) / rounds
-    handled = [json.loads(site.ask("times")) for site in couriers.values()]
+    handled = [json.loads(child.ask("times")) for child in couriers.values()]
     return Figure(
         name="stream-round",
         what=f"median of {rounds} secure-sum rounds of {world.query.dim} numbers, {SITES} sites, over streams",
@@ -154,7 +158,7 @@ class _Child:
     def readline(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line, f"{self.process.args} ended"
+        assert line, "a process of the benchmark ended"
         return line.strip()
 
     def say(self, line: str) -> None:

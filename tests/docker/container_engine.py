@@ -95,9 +95,10 @@ class Buildah:
         return found
 
     def close(self) -> None:
-        self("rm", "--all")
-        # Overlay storage keeps its own folder mounted.
-        subprocess.run(["umount", "--lazy", self.home / "root" / self.driver], capture_output=True)
+        # Every mounted image, and overlay storage's own folder, which is mounted on itself.
+        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for place in reversed([place for place in mounts if Path(place).is_relative_to(self.home)]):
+            subprocess.run(["umount", "--lazy", place], check=True)
         shutil.rmtree(self.home, ignore_errors=True)
 
 

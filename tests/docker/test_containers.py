@@ -23,6 +23,11 @@ ROOT = Path(__file__).parents[2]
 BASE = "localhost/debian:bookworm"
 SITE = "cleveland"
 GUARD, COURIER, IT = f"guard-{SITE}", f"courier-{SITE}", f"it-{SITE}"
+MAY_WRITE = {
+    "coordinator": {"/consortium", "/invitations"},
+    GUARD: {"/site/guard", "/site/run"},
+    COURIER: {"/site/courier"},
+}
 PASSPHRASE = "correct horse battery staple"
 MARKER = "PLANTED-IN-A-RECORD"
 
@@ -119,7 +124,6 @@ def engine(buildah: Buildah, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield found
     finally:
         found.close()
-        buildah("rm", "--all")
 
 
 def shell(engine: Engine, service: str, script: str) -> str:
@@ -157,8 +161,9 @@ def test_processes_have_no_privilege_and_nowhere_to_write(engine: Engine, servic
     assert status["Gid"].split() == [str(uid)] * 4
     assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
-    open_places = shell(engine, service, "find / -xdev -writable ! -type l ! -path '/proc/*' 2>/dev/null")
-    assert open_places == "", open_places  # -xdev: the image's own file system
+    # -xdev: the image's own file system, and the places where something else is mounted.
+    found = shell(engine, service, "find / -xdev -writable ! -type l ! -path '/proc/*' 2>/dev/null").split()
+    assert set(found) == {"/tmp"} | MAY_WRITE[service]
     assert "Read-only" in shell(engine, service, "touch /app/x 2>&1")
     assert shell(engine, service, "touch /tmp/x && echo yes") == "yes\n"
     assert shell(engine, service, "cp /bin/true /tmp/t && /tmp/t || echo no").strip().endswith("no")
@@ -215,7 +220,7 @@ def test_image_is_small_and_tells_nothing(buildah: Buildah, name: str) -> None:
         for p in (venv / "bin").glob("*")
         if p.name.startswith(("pip", "uv", "easy_install")) and p.name != "uvicorn"
     ]
-    assert not list(site_packages.glob("pip")) and not list(site_packages.glob("setuptools"))
+    assert not (site_packages / "pip").exists()
     assert not (root / "src").exists() or not any((root / "src").iterdir())
     assert not (root / "wheels").exists() or not any((root / "wheels").iterdir())
     assert (site_packages / "duckdb").is_dir() == (name == "client")
