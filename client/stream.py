@@ -227,7 +227,7 @@ class _Relay:
                     final = _final(frame.code)
                     break
                 self._question(frame)
-                if self._over:
+                if not self.alive:
                     break
         except grpc.RpcError as error:
             ended = cast("object", error)  # what a stub raises is a Call as well, which the type stubs deny

@@ -19,8 +19,8 @@ from rich.text import Text
 
 from cohortium.common.errors import CohortiumError
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False)  # a fingerprint holds ":CD:"
+err = Console(stderr=True, highlight=False, emoji=False)
 
 
 def emit(value: Any, *, as_json: bool, show: Callable[[], None]) -> None:

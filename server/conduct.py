@@ -113,6 +113,7 @@ class Conductor:
         self._finish, self._transport, self._clock, self._say = finish, transport, clock, say
         self._not_before: dict[str, float] = {}
         self._unknown: dict[str, float] = {}
+        self._started: set[str] = set()
 
     def tick(self) -> None:
         """Look at every run once and do what its state asks for."""
@@ -171,6 +172,7 @@ class Conductor:
         except CohortiumError as error:
             self._again(row, folder, error.code, error.sentence)
             return
+        self._started.add(row.run)
         told = self._register.set_run(row.run, flower_id=str(flower), message=f"try {row.attempts + 1}, {transport}")
         self._say(row.run, told.state, told.message)
 
@@ -226,6 +228,8 @@ class Conductor:
             self._hold(row, folder, f"{code}: {sentence}. Gave up after {tries.count} tries without a new release.")
             return
         wait_s = min(FIRST_WAIT_S * 2.0 ** min(tries.count - 1, 10), LONGEST_WAIT_S)
+        if code == KILLED and row.run not in self._started:
+            wait_s = FIRST_WAIT_S  # the service itself was started again: that says nothing against the run
         self._not_before[row.run] = self._clock() + wait_s
         message = f"{code}: {sentence}. {self._spent(folder)} Goes on in {wait_s:.0f} s."
         now = self._register.run_row(row.run).state

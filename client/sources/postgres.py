@@ -137,13 +137,8 @@ def _address(job: Job) -> URL:
 
 def _arguments(job: Job) -> dict[str, Any]:
     keep_alive = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
-    # Explicit, so that PGOPTIONS, a service file or a password file of the machine cannot change what happens
-    return keep_alive | {
-        "connect_timeout": CONNECT_S,
-        "options": "",
-        "passfile": _NOWHERE,
-        "client_encoding": "utf8",
-    }
+    # An own password file, which is not there: what lies on the machine for other programs may not log in here
+    return keep_alive | {"connect_timeout": CONNECT_S, "passfile": _NOWHERE, "client_encoding": "utf8"}
 
 
 def _is_local(host: str) -> bool:

@@ -410,9 +410,10 @@ def test_pieces_end_with_the_reading_even_if_a_cell_is_wrong() -> None:
         finally:
             ended.append(True)
 
+    batches = Batches(parts(), table().columns)
     with pytest.raises(TableError):
-        records(SCHEMA, Batches(parts(), table().columns), unit="pid")
-    assert ended == [True]
+        records(SCHEMA, batches, unit="pid")
+    assert ended == [True] and next(iter(batches), None) is None
 
 
 def test_a_digest_needs_its_key_and_sees_every_cell() -> None:

@@ -317,12 +317,12 @@ def test_a_wrong_password_database_or_port(clean: Server) -> None:
 
 
 def test_a_password_of_the_machine_is_not_used(clean: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Red without an own `passfile` and `options`: the machine's files could log in, or switch read-only off."""
+    """Red without an own `passfile`: the machine's files could log in. Its options are set again for the transaction."""
     kept = tmp_path / "pgpass"
     kept.write_text(f"*:*:*:*:{PASSWORD}\n")
     kept.chmod(0o600)
     monkeypatch.setenv("PGPASSFILE", str(kept))
-    monkeypatch.setenv("PGOPTIONS", "-c default_transaction_read_only=off -c statement_timeout=1")
+    monkeypatch.setenv("PGOPTIONS", "-c default_transaction_read_only=off -c statement_timeout=60000")
     refused("SOURCE-LOGIN", lambda: ask(clean, "SELECT 1 AS a", password=None))
     assert ask(clean, "SELECT current_setting('statement_timeout') AS a").whole()["a"].tolist() == ["1h"]
 
@@ -416,6 +416,8 @@ def test_every_kind_of_column_becomes_what_a_file_says(clean: Server, kinds: str
     clean.run(f"GRANT SELECT ON t TO {READER}", f"ALTER ROLE {READER} SET TimeZone = 'Asia/Tokyo'")
     clean.run(f"ALTER ROLE {READER} SET DateStyle = 'German'", f"ALTER ROLE {READER} SET extra_float_digits = 0")
     assert same(records(KINDS, ask(clean, "SELECT * FROM t ORDER BY pid DESC"), unit="pid"), from_file())
+    day = ask(clean, "SELECT ('2000-01-01 20:00Z'::timestamptz)::date AS a").whole()["a"][0]
+    assert day == pd.Timestamp(2000, 1, 1)
 
 
 def test_numbers_beyond_float64_and_none_at_all(clean: Server) -> None:
@@ -596,6 +598,39 @@ def test_duckdb_that_another_program_writes(tmp_path: Path) -> None:
         writer.kill()
         writer.communicate()
     assert len(reader("SELECT a FROM t").whole()) == 1
+
+
+def test_duckdb_is_read_beside_other_readers(tmp_path: Path) -> None:
+    """Red if the file is not opened read-only: two that may write cannot have it open."""
+    reader = duckdb_file(tmp_path / "x.db", "CREATE TABLE t AS SELECT 1 AS a")
+    code = "import duckdb, sys; c = duckdb.connect(sys.argv[1], read_only=True); print(1, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, tmp_path / "x.db"]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None and other.stdout.readline()
+        assert len(reader("SELECT a FROM t").whole()) == 1
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_sqlite_is_opened_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = sqlite_file(tmp_path / "x.db", "CREATE TABLE t (a)", "INSERT INTO t VALUES (1)")
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def note(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", note)
+    batches = reader("SELECT a FROM t")
+    (raw,) = opened
+    raw.set_authorizer(None)
+    raw.execute("PRAGMA query_only = OFF")
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        raw.execute("INSERT INTO t VALUES (2)")
+    batches.close()
 
 
 def test_a_reader_in_another_thread(tmp_path: Path) -> None:

@@ -421,6 +421,21 @@ def test_the_service_dies_and_comes_back(proposed: tuple[Stage, str], state: str
     assert stage.row(run).state == "finished" and stage.finished == [run]
 
 
+def test_a_restart_of_the_service_costs_seconds(running: tuple[Stage, str]) -> None:
+    """However long the back-off had become: the run's process died because the service stopped it."""
+    stage, run = running
+    for _ in range(5):
+        stage.end(run)
+        stage.tick()
+        stage.tick(LONGEST_WAIT_S)
+    stage.end(run)
+    stage.restart()
+    stage.tick()
+    assert stage.row(run).state == "approved"
+    stage.tick(6)
+    assert stage.row(run).state == "running"
+
+
 def test_the_intention_is_on_disk_before_flower_hears_of_it(proposed: tuple[Stage, str]) -> None:
     """Else a crash inside start_run would start a second run beside the first, without back-off and for ever."""
     stage, run = proposed
