@@ -119,8 +119,12 @@ def test_what_a_person_has_to_repair_ends_both_with_its_words(code: int, site: S
     said: list[str] = []
     text = f"import sys; print('MODE-OPEN: group or others may use it'); sys.exit({code})"
     supervisor = Supervisor(site, say=said.append, commands=fake(site, courier=text))
-    started = threading.Event()
-    assert supervisor.run(started) == code
+    stop = threading.Event()
+    late = threading.Timer(20, stop.set)  # a supervisor that goes on for ever fails this test and does not hang it
+    late.start()
+    code_found = supervisor.run(stop)
+    late.cancel()
+    assert code_found == code
     assert any("MODE-OPEN" in line for line in said)
     assert all(child.process is None for child in supervisor.parts.values())
 

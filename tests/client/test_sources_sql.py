@@ -317,7 +317,7 @@ def test_a_wrong_password_database_or_port(clean: Server) -> None:
 
 
 def test_a_password_of_the_machine_is_not_used(clean: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Red without an own `passfile`: the machine's files could log in. Its options are set again for the transaction."""
+    """Red without an own `passfile`: the machine's files could log in. Its options are set anew."""
     kept = tmp_path / "pgpass"
     kept.write_text(f"*:*:*:*:{PASSWORD}\n")
     kept.chmod(0o600)

@@ -186,7 +186,7 @@ class Whole:
         home = self.folder / site
         return [
             *("site", "init", str(home / "site"), "--invitation", str(home / "invitation")),
-            *("--table", str(home / "data.parquet"), "--lifetime-epsilon", "100000", "--lifetime-delta", "0.01"),
+            *("--table", str(home / "data.parquet"), "--lifetime-epsilon", "100000", "--lifetime-delta", "0.0009"),
             *("--unit", "id", "--hospitals", "1", "--minimum-sites", "1", "--minimum-colluders", "0"),
             *("--minimum-patients", "1", "--generator", "mixture", "--generator", "joined"),
             *("--strategy", "secure-sum", "--evaluation", "--rehearsal-seed", str(SEED)),
