@@ -1,6 +1,6 @@
 # A hospital's two containers, guard and courier, from one image: `cohortium site guard|courier /site`.
 #
-#   docker build --file docker/client.Dockerfile --tag cohortium/client:0.1.0 .
+#   docker build --file docker/client.Dockerfile --tag cohortium/client:0.2.0 .
 #
 # The build arguments and stages are those of server.Dockerfile, so that a builder's cache serves both; this image
 # adds what reads hospitals' databases and key rings. docs/containers.md says the rest.
@@ -47,7 +47,7 @@ RUN --mount=type=bind,from=tools,source=/python/build,target=/python/build \
 FROM dependencies
 LABEL org.opencontainers.image.title="Cohortium site" \
       org.opencontainers.image.description="Guard and courier: computes on a hospital's records, lets noised sums out" \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 # Two users who share nothing but the socket's directory, whose group is the courier's (`app`). What lies below /site is
 # mounted, and only what a container needs of it: in the courier's there is no /site/guard.

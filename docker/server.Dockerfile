@@ -1,6 +1,6 @@
 # The coordinator: `cohortium serve /consortium`, and every other command of the coordinator.
 #
-#   docker build --file docker/server.Dockerfile --tag cohortium/server:0.1.0 .
+#   docker build --file docker/server.Dockerfile --tag cohortium/server:0.2.0 .
 #
 # BASE       any Debian or Ubuntu with Python 3.11 or newer, or one that apt can give it to. Pin yours by digest.
 # PIP_EXTRA  more options for pip, e.g. an index of CPU builds of torch. Only the build stage sees it.
@@ -49,7 +49,7 @@ RUN --mount=type=bind,from=tools,source=/python/build,target=/python/build \
 FROM dependencies
 LABEL org.opencontainers.image.title="Cohortium coordinator" \
       org.opencontainers.image.description="Runs studies over hospitals that share no patient record" \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN --mount=type=bind,from=package,source=/python/build,target=/python/build \
     --mount=type=bind,from=package,source=/python/package,target=/python/package \

@@ -75,6 +75,9 @@ def test_a_shell_line_parses(page: str, line: str) -> None:
         targets = re.findall(r"^([a-z]+):", text("Makefile"), re.MULTILINE)
         assert words[1] in targets, f"{page}: make has no target {words[1]!r}"
         return
+    if words[0] in ("sh", "bash"):
+        assert (ROOT / words[1]).is_file(), f"{page}: there is no script {words[1]!r}"
+        return
     assert words[0] == "cohortium", f"{page}: a reader may not have {words[0]!r}"
     command, rest = resolve(words)
     command.make_context(words[1], rest)

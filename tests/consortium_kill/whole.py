@@ -294,7 +294,7 @@ class Whole:
     def propose(self, seed: int) -> str:
         """A run that all sites approved."""
         said = self.command("run", str(self.root), str(self.study), "--seed", str(seed), "--yes", "--detach", "--json")
-        run = str(json.loads(said.splitlines()[-1])["run"])
+        run = str(json.loads(said[said.index("{") :])["run"])
         self._at_each(lambda site: ["site", "approve", str(self.folder / site / "site"), run, "--yes"])
         return run
 

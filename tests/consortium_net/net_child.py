@@ -105,7 +105,7 @@ def courier(folder: Path, socket: Path) -> None:
 
     with patch.object(connect, "client_options", partial(client_options, PINGS)):
         streams = Streams(guard=guard, channel=lambda: connect.open_channel(folder), timings=timings)
-        print("ready", guard.site, flush=True)
+        print("ready", flush=True)
         for line in sys.stdin:
             word, _, rest = line.strip().partition(" ")
             if word == "invite":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,8 @@ class Party:
                 enrol_member(register, site)
                 self._courier(site, issuer.root_pem, leaf(issuer, site))
         for site, officer in self.officers.items():
+            shutil.rmtree(self.site(site) / "approved")  # by an officer whose key nobody has any more
+            (self.site(site) / "officer.pub").unlink()
             save_public(officer.public_key(), self.site(site) / "officer.pub")
             self.policy(site, lifetime_epsilon=1e5)  # room for all the runs of a test
 

@@ -75,7 +75,7 @@ def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
         for name in ("server", "client"):
             since = time.monotonic()
             file = context / "docker" / f"{name}.Dockerfile"
-            found.build(file, context=context, tag=f"localhost/cohortium/{name}:0.1.0", base=BASE)
+            found.build(file, context=context, tag=f"localhost/cohortium/{name}:0.2.0", base=BASE)
             lap(f"{name} image ({found.driver} storage)", since)
         shutil.rmtree(rootfs)
         yield found
@@ -203,14 +203,14 @@ def test_courier_sees_neither_records_nor_keys(engine: Engine) -> None:
 
 @pytest.mark.parametrize("name", ["server", "client"])
 def test_image_is_small_and_tells_nothing(buildah: Buildah, name: str) -> None:
-    found = buildah.config(f"localhost/cohortium/{name}:0.1.0")
+    found = buildah.config(f"localhost/cohortium/{name}:0.2.0")
     config = found["Docker"]["config"]
     assert (config["User"], config["WorkingDir"]) == ("49999:49999", "/app")
     assert config["Entrypoint"] == ["cohortium"] and config["Healthcheck"]["Test"][0] == "CMD"
     assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
     told = json.dumps(found)
     assert "PIP_INDEX_URL" not in told and "PIP_EXTRA" not in told
-    container = buildah("from", "--pull-never", f"localhost/cohortium/{name}:0.1.0")
+    container = buildah("from", "--pull-never", f"localhost/cohortium/{name}:0.2.0")
     root = Path(buildah("mount", container))
     venv = root / "python" / "venv"
     (site_packages,) = venv.glob("lib/python3.*/site-packages")
