@@ -21,7 +21,14 @@ from cohortium.common.study import GENERATORS, SERVER_STEPS, STRATEGIES, Study
 from cohortium.simulations.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "simulations" / "data" / "README.md"])
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "simulations" / "data" / "README.md",
+        ROOT / "simulations" / "data" / "omop.md",
+    ]
+)
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
