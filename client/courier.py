@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import sys
 import threading
@@ -50,10 +51,11 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message
 
-from cohortium.client.app import DIRECTORY, SOCKET, close_guards
+from cohortium.client.app import DIRECTORY, SOCKET, close_guards, reconnect_streams
 from cohortium.client.app import app as client_app
 from cohortium.client.supernode import TAKEN_FOR_S, SuperNode, sign_off, start_supernode
 from cohortium.common.errors import CohortiumError, UsageError
+from cohortium.common.modes import refuse_all, refuse_open
 from cohortium.common.protocol.flower import Parcel, Refusal, reply
 
 App = Callable[[Message, Context], Message]
@@ -65,6 +67,7 @@ FIRST_PAUSE_S = 2.0
 # A SuperNode that ran this long was well: what ended it starts a new count.
 WELL_AFTER_S = 120.0
 RENEW_AGAIN_S = 300.0
+SECRETS = ("leaf.key", "leaf.key.next", "supernode", "superexec.secret")
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 
@@ -308,6 +311,7 @@ def _renew(directory: Path, stop: threading.Event) -> None:
                 continue
             _renewal()(directory)
             say("certificate renewed")
+            reconnect_streams()
             wait_s = 1.0
         except CohortiumError as error:
             say(f"the certificate was not renewed ({error.code}); trying again in {RENEW_AGAIN_S:.0f} s")
@@ -331,11 +335,15 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m cohortium.client.courier COURIER_DIR", file=sys.stderr)
         return 2
     os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # for the SuperNode too: a core would hold their keys
+    directory = Path(arguments[0]).resolve()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        run_courier(Path(arguments[0]).resolve(), stop)
+        refuse_open(directory)
+        refuse_all(directory / name for name in SECRETS)
+        run_courier(directory, stop)
     except CohortiumError as error:
         print("\n".join(error.lines()), file=sys.stderr)
         return error.exit_code

@@ -120,10 +120,14 @@ class Gate:
     def _check_cap(self, plan: Plan, stage: Stage) -> None:
         if not plan.private:
             return  # a rehearsal without noise has no price that a cap could hold; policy.check allowed it
-        if self._policy.rehearsal is None and any(e.kind == "non-private" for e, _ in self._ledger.charged_events()):
+        book = self._ledger.book
+        rehearsed = any(note["about"] == REHEARSAL for note in book.notes)
+        if self._policy.rehearsal is None and (
+            rehearsed or any(e.kind == "non-private" for e, _ in book.charged_events())
+        ):
             raise Refused(
                 "GATE-CAP",
-                "something was computed here without noise: no cap can hold any more",
+                "something was computed here without noise, or with noise from a seed: no cap can hold any more",
                 hint="a rehearsal's ledger is not a hospital's: start with a new site directory",
             )
         cap = RdpFilter(

@@ -88,6 +88,7 @@ CODES = {
 INTERNAL = "GUARD-INTERNAL"
 _STARTED = frozenset({"run.prepare", "run.ask", "run.survivors", "run.reveal"})
 """What is answered only in a run that witnesses let begin."""
+MOST_LOG_BYTES = 16 * 1024 * 1024
 _WORD = re.compile(r"[A-Z][A-Z-]{2,39}")
 
 
@@ -106,9 +107,8 @@ class Guard:
 
     def __init__(self, directory: Path, *, shared: bool = False) -> None:
         self._directory = Path(directory)
-        self._policy = Policy.load(self._directory / "site.toml")
+        self._read_settings()
         self._key = load_private(self._directory / "site.key")
-        self._coordinator = public_from_raw(bytes.fromhex(self._policy.coordinator_key))
         self._shared = shared
         self._ledger: Ledger | None = None
         self._vault: Vault | None = None
@@ -118,8 +118,6 @@ class Guard:
         self._records: dict[str, dict[Part, Records]] = {}
         self._opened: tuple[Proposal, bytes, bytes, X25519PrivateKey, Directory] | None = None
         self._thread = threading.Lock()
-        seed = self._policy.rehearsal.seed if self._policy.rehearsal else None
-        self._entropy: Entropy = SystemEntropy() if seed is None else SeededEntropy(seed=seed, site=self.site)
 
     @property
     def site(self) -> str:
@@ -141,8 +139,24 @@ class Guard:
             except OSError as error:  # not even the lock can be had
                 return self._refuse(INTERNAL, *_failure(error))
 
+    def _read_settings(self) -> None:
+        stamp = _stamp(self._directory)
+        self._policy = Policy.load(self._directory / "site.toml")
+        self._coordinator = public_from_raw(bytes.fromhex(self._policy.coordinator_key))
+        seed = self._policy.rehearsal.seed if self._policy.rehearsal else None
+        self._entropy: Entropy = SystemEntropy() if seed is None else SeededEntropy(seed=seed, site=self.site)
+        self._settings = stamp
+
+    def _take_up_settings(self) -> None:
+        """What the officer changes in site.toml or officer.pub holds from the next message on: a lower cap, another
+        key. A file that cannot be read refuses every message until it can."""
+        if _stamp(self._directory) != self._settings:
+            self._forget()
+            self._read_settings()
+
     def _answer(self, envelope: bytes) -> bytes:
         try:
+            self._take_up_settings()
             message = unseal(envelope, self._coordinator, sender=COORDINATOR)
             return self._dispatch(message)
         except CohortiumError as error:
@@ -283,7 +297,9 @@ class Guard:
             witness.cosigned(head, signatures.get(site), owner=public, witness=site, public=key)
             for site, key in others.items()
         )
-        enough = witness.needed(sites=len(plan.sites), colluders=plan.colluders)
+        # In `local` mode a plan names no colluders; whom this hospital does not trust is its own policy's word.
+        colluders = max(plan.colluders, self._policy.minimum_colluders)
+        enough = witness.needed(sites=len(plan.sites), colluders=colluders)
         if count < enough:
             raise Refused("WITNESS-FEW", f"{count} other sites confirmed this ledger, {enough} are needed{said}")
         self._store({f"start/{proposal.run}": f"{head.size} {head.hash}".encode()})
@@ -605,8 +621,12 @@ class Guard:
         """A line in the site's own log."""
         entry = {"at": int(time.time()), "code": code, "local": local_code, "sentence": sentence}
         # A full disk must not turn a refusal into an exception with words.
-        with contextlib.suppress(OSError), open(self._directory / "guard.log", "a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
+        path = self._directory / "guard.log"
+        with contextlib.suppress(OSError):
+            if path.exists() and path.stat().st_size > MOST_LOG_BYTES:  # refusals alone shall not fill the disk
+                os.replace(path, path.with_name("guard.log.1"))
+            with open(path, "a", encoding="utf-8") as log:
+                log.write(json.dumps(entry) + "\n")
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -639,6 +659,18 @@ def _digest_of(records: Records) -> bytes:
         sha.update(f"{array.dtype.str} {array.shape}\x00".encode())
         sha.update(np.ascontiguousarray(array).data)
     return sha.digest()
+
+
+def _stamp(directory: Path) -> tuple[tuple[int, int, int] | None, ...]:
+    """What the system says of the files that hold the officer's word."""
+    found: list[tuple[int, int, int] | None] = []
+    for name in ("site.toml", "officer.pub"):
+        try:
+            status = os.stat(directory / name)
+            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        except FileNotFoundError:
+            found.append(None)
+    return tuple(found)
 
 
 def _failure(error: Exception) -> tuple[str, str]:

@@ -21,7 +21,9 @@ from pathlib import Path
 import grpc
 
 from cohortium.client.guard import Guard
+from cohortium.client.site import GUARD_SECRETS
 from cohortium.common.errors import CohortiumError
+from cohortium.common.modes import refuse_all, refuse_open
 from cohortium.common.protocol import consortium_pb2 as pb
 from cohortium.common.protocol import consortium_pb2_grpc as rpc
 from cohortium.common.protocol.messages import MAX_ENVELOPE_BYTES
@@ -143,6 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     harden()
     try:
+        refuse_open(options.directory)
+        refuse_all(options.directory / name for name in GUARD_SECRETS)
         serve_guard(options.directory, options.socket)
     except CohortiumError as error:
         print("\n".join(error.lines()), file=sys.stderr)

@@ -23,12 +23,12 @@ from cohortium.client.approval import approvals, withdraw
 from cohortium.client.site import Site
 from cohortium.common.errors import CohortiumError, Refused
 from cohortium.common.modes import make_private
+from cohortium.common.privacy.chain import CARRIED, REHEARSAL
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.protocol.invitation import sign_rotation
 from cohortium.common.protocol.signing import fingerprint, generate, load_private, save_private
 
 ROTATED = "rotated"
-CARRIED = "carried"
 
 Tell = Callable[[bytes, bytes, bytes, bytes], None]
 """(new identity, signature by old, by new, by officer) to the coordinator."""
@@ -74,6 +74,10 @@ def _carry(ledger: Ledger, work: Path, name: str, new: Ed25519PrivateKey) -> Non
         path.unlink()
     head = ledger.head()
     with Ledger.create(work / "ledger.db", name, new) as carried:
+        # Earlier changes of keys, and that a run was a rehearsal, are told for ever.
+        for note in ledger.book.notes:
+            if note["about"] in (CARRIED, REHEARSAL):
+                carried.note(note["about"], **note["fields"])
         carried.note(CARRIED, public_key=ledger.public_key, size=head.size, hash=head.hash)
         for entry in ledger.book.entries.values():
             carried.reserve(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import stat
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -418,9 +419,23 @@ def give_to(site: Site, *, guard: User, courier: User) -> None:
 
 
 def _chown_tree(place: Path, uid: int, gid: int) -> None:
-    for folder, folders, files in os.walk(place):
+    """As root, in a place that an unprivileged user may change meanwhile: by open directories, never by paths.
+
+    Refused SITE-OWNER for a file with a second name: that one may lie elsewhere and be somebody else's.
+    """
+    for folder, folders, files, handle in os.fwalk(place, follow_symlinks=False):
         for name in (*folders, *files):
-            os.chown(Path(folder) / name, uid, gid, follow_symlinks=False)
+            status = os.stat(name, dir_fd=handle, follow_symlinks=False)
+            if (status.st_uid, status.st_gid) == (uid, gid):
+                continue
+            if not stat.S_ISDIR(status.st_mode) and status.st_nlink > 1:
+                raise Refused(
+                    "SITE-OWNER",
+                    "a file of the site has a second name (a hard link)",
+                    where=(str(Path(folder) / name),),
+                    hint="replace it by a copy",
+                )
+            os.chown(name, uid, gid, dir_fd=handle, follow_symlinks=False)
     os.chown(place, uid, gid, follow_symlinks=False)
 
 

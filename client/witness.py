@@ -2,7 +2,8 @@
 
 SITE/guard/witness.db holds the checkpoints as their owners signed them, so each row proves itself, and two of one
 owner that contradict each other (table `conflicts`) are evidence that nobody can deny. Ledgers are named by their
-owner's key, not by a name that another proposal may give to somebody else.
+owner's key, not by a name that another proposal may give to somebody else; but once an owner came with a new key,
+its old one is over (table `owners`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from cohortium.common.privacy.chain import Checkpoint
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS seen (key TEXT PRIMARY KEY, owner TEXT NOT NULL, note TEXT NOT NULL) STRICT",
+    "CREATE TABLE IF NOT EXISTS owners (owner TEXT PRIMARY KEY, key TEXT NOT NULL) STRICT",
     "CREATE TABLE IF NOT EXISTS conflicts (key TEXT NOT NULL, seen TEXT NOT NULL, claimed TEXT NOT NULL) STRICT",
 )
 MAX_NOTE = 2048
@@ -88,6 +90,10 @@ class Witness:
             if not isinstance(note, str) or len(note) > MAX_NOTE:
                 raise CheckFailed("CHECKPOINT-FORM", "not a signed checkpoint")
             claimed, before = chain.verify_checkpoint(note, public, owner=site), self.seen(public)
+            if before is not None and self._given_up(site, public):
+                # Another key of this owner was seen since: its old ledger, put back, would forget what came after.
+                refused[site] = witness.ROLLBACK
+                continue
             try:
                 witness.check_extends(before, claimed, proofs.get(site, b""))
             except CheckFailed as error:
@@ -102,6 +108,9 @@ class Witness:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 self._db.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", newer)
+                self._db.executemany(
+                    "INSERT OR REPLACE INTO owners VALUES (?, ?)", [(site, name) for name, site, _ in newer]
+                )
                 for row in conflicts:
                     self._db.execute(
                         "INSERT INTO conflicts SELECT ?1, ?2, ?3 WHERE NOT EXISTS"
@@ -118,6 +127,11 @@ class Witness:
     def conflicts(self) -> list[tuple[str, str, str]]:
         """(key, checkpoint seen, checkpoint claimed) of every contradiction, each signed by the key's holder."""
         return [tuple(row) for row in self._db.execute("SELECT key, seen, claimed FROM conflicts")]
+
+    def _given_up(self, owner: str, public: Ed25519PublicKey) -> bool:
+        """Whether this owner was seen with another key after this one."""
+        row = self._db.execute("SELECT key FROM owners WHERE owner = ?", (owner,)).fetchone()
+        return row is not None and row[0] != _name(public)
 
     def _note(self, public: Ed25519PublicKey) -> str:
         row = self._db.execute("SELECT note FROM seen WHERE key = ?", (_name(public),)).fetchone()

@@ -25,11 +25,13 @@ user() { # user NAME: a user without home and password, as root only; gone again
     users+=("$1")
   fi
 }
-as() { # as USER COMMAND...
+become() { # become USER COMMAND...: takes this shell's place, so that a signal to it reaches the command
   local name=$1
   shift
-  if [ $root = yes ]; then setpriv --reuid="$name" --regid="$name" --init-groups env HOME="$work" "$@"; else "$@"; fi
+  if [ $root = yes ]; then exec setpriv --reuid="$name" --regid="$name" --init-groups env HOME="$work" "$@"; fi
+  exec "$@"
 }
+as() { (become "$@"); } # as USER COMMAND...
 folder() { # folder USER PATH
   mkdir -p "$2"
   chmod 0700 "$2"
@@ -65,7 +67,7 @@ if [ $root = yes ]; then chown cohortium-coord: "$work/coordinator/passphrase"; 
 as cohortium-coord cohortium consortium init "$consortium" --name try --host 127.0.0.1 \
   --passphrase-file "$work/coordinator/passphrase" \
   --superlink-port "$port" --service-port $((port + 1)) --enrol-port $((port + 2)) --fleet-port $((port + 3))
-as cohortium-coord cohortium serve "$consortium" >"$work/serve.log" 2>&1 &
+become cohortium-coord cohortium serve "$consortium" >"$work/serve.log" 2>&1 &
 started+=($!)
 wait_for "$work/serve.log" ready
 

@@ -295,6 +295,7 @@ class Consortium:
             "run": run,
             "consortium": self.name,
             "public_keys": identities,
+            "earlier_keys": {site.name: register.earlier(site.name) for site in sites},
             "seed": secrets.randbelow(2**31) if seed is None else seed,
             "rehearsal": seed is not None,
             "noise": noise,

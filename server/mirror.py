@@ -41,12 +41,20 @@ class Mirror:
     """Verified copies of the ledgers of named owners. One SQLite file, open in as many threads and processes as like.
 
     public_keys: owner -> Ed25519 key, from enrolment (never from the ledger itself). A ledger belongs to its key: after
-    a change of keys the owner's new ledger is another one, and the old one stays.
+    a change of keys the owner's new ledger is another one, and the old one stays. earlier: owner -> hex of the keys
+    that it changed from since it enrolled; their charges must be in the new ledger.
     """
 
-    def __init__(self, path: Path, public_keys: Mapping[str, Ed25519PublicKey]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        public_keys: Mapping[str, Ed25519PublicKey],
+        *,
+        earlier: Mapping[str, Iterable[str]] | None = None,
+    ) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._keys = dict(public_keys)
+        self._earlier = {owner: tuple(keys) for owner, keys in (earlier or {}).items()}
         self._lock = threading.RLock()
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=60)
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -102,6 +110,9 @@ class Mirror:
                 self._books.pop(owner, None)  # a refused batch may have moved the book in memory
                 if isinstance(error, CohortiumError) and not isinstance(error, CheckFailed):
                     raise CheckFailed(error.code, f"{owner}: {error.sentence}") from None
+                if isinstance(error, (TypeError, ValueError, LookupError, AttributeError, RecursionError)):
+                    # A signed line of a form that no guard writes: one site's nonsense stops nobody else's run.
+                    raise CheckFailed("MIRROR-FORM", f"{owner}: a line's field is of another type") from None
                 raise
             self._heads[owner] = head
             return len(rows)
@@ -129,7 +140,44 @@ class Mirror:
             rows.append((*self._id(owner), line.number, canonical(line.to_json()).decode()))
         if book.size and book.public_key != public.public_bytes_raw().hex():
             raise CheckFailed("MIRROR-OWNER", f"{owner}: the ledger was opened with another key")
+        if not size:
+            self._check_carried(owner, book)
         return rows, head
+
+    def _check_carried(self, owner: str, book: Book) -> None:
+        """A new ledger after a change of keys holds every charge of the earlier ones that were seen here.
+
+        Asked of its first lines, which come all at once. CheckFailed MIRROR-CARRIED.
+        """
+        named = {
+            n["fields"].get("public_key"): n["fields"].get("size") for n in book.notes if n["about"] == chain.CARRIED
+        }
+        for key in {*self._earlier.get(owner, ()), *(key for key in named if isinstance(key, str))}:
+            before = self._replayed(owner, key)
+            if before is None:
+                continue
+            missing = [
+                name
+                for name, entry in before.entries.items()
+                if (again := book.entries.get(name)) is None
+                or (again.event, again.count, again.plan) != (entry.event, entry.count, entry.plan)
+            ]
+            told = named.get(key)
+            if missing or type(told) is not int or told < before.size:
+                raise CheckFailed(
+                    "MIRROR-CARRIED",
+                    f"{owner}: its new ledger does not hold every charge of the one before the change of keys",
+                    hint="the site finishes its rotation with the newest ledger, or enrols anew",
+                )
+
+    def _replayed(self, owner: str, key: str) -> Book | None:
+        """What is known here of an owner's ledger under an earlier key."""
+        query = "SELECT line FROM lines WHERE owner = ? AND key = ? ORDER BY n"
+        lines = [Line.from_json(json.loads(text)) for (text,) in self._db.execute(query, (owner, key))]
+        if not lines:
+            return None
+        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key))
+        return chain.replay(lines, owner=owner, public=public, signatures=False)[0]
 
     def confirm(self, owner: str, checkpoint: str) -> Checkpoint:
         """Check a site's signed checkpoint against what was mirrored, before it may start.

@@ -20,7 +20,7 @@ from typing import Any
 from weakref import WeakSet
 
 from cohortium.common.errors import Refused, UsageError
-from cohortium.common.protocol.certificates import MEMBER_ROLES, SITE, Owner
+from cohortium.common.protocol.certificates import COORDINATOR, MEMBER_ROLES, SITE, Owner
 from cohortium.common.protocol.invitation import TOKEN_BYTES, token_hash, token_text
 from cohortium.common.protocol.messages import digest
 
@@ -120,6 +120,9 @@ class Register:
         Inviting again replaces the name's earlier invitations: one paper at a time is good.
         """
         Owner(consortium="x", role=role, name=name)
+        if name == COORDINATOR and role == SITE:
+            # The coordinator's own ledger, witness and envelopes carry this name.
+            raise UsageError("INVITE-NAME", f"no site is named {name!r}", hint="take the hospital's name")
         if role not in MEMBER_ROLES or not 0 < valid_s <= 30 * DAY_S:
             raise UsageError("INVITE-VALUE", "a member is a site, researcher or coordinator, for at most 30 days")
         token = token_text(secrets.token_bytes(TOKEN_BYTES))
@@ -173,6 +176,15 @@ class Register:
         """Every identity that a member ever had, oldest first, with the second since when."""
         query = "SELECT identity, since FROM identities WHERE name = ? ORDER BY rowid"
         return [(row[0], row[1]) for row in self._read().execute(query, (name,))]
+
+    def earlier(self, name: str) -> list[str]:
+        """Hex of the identities that a member changed from since it last enrolled, oldest first."""
+        member = self.member(name)
+        if member is None:
+            return []
+        # A new enrolment begins a second after the revocation before it, at the earliest; a change of keys needs none.
+        since = -1 if member.revoked_at is None else member.revoked_at
+        return [key.hex() for key, at in self.identities(name) if at > since and key and key != member.identity]
 
     def revoke(self, name: str) -> None:
         """Out from now on, with every certificate issued until now; Refused MEMBER-UNKNOWN."""

@@ -154,7 +154,8 @@ def drive(
     folder.inner.mkdir(exist_ok=True)
     events = _Events(folder.inner / "events.jsonl", on_event)
     identities = {site: public_from_raw(bytes.fromhex(k)) for site, k in facts["public_keys"].items()}
-    copies = Mirror(mirror or root / str(facts.get("mirror", "run/mirror.db")), identities)
+    place = mirror or root / str(facts.get("mirror", "run/mirror.db"))
+    copies = Mirror(place, identities, earlier=facts.get("earlier_keys"))
     session = Session(
         courier=courier,
         key=key,

@@ -306,6 +306,7 @@ def ward(
     for site in agreed.sites:
         place = made.directory(site)
         place.mkdir(parents=True)
+        place.chmod(0o700)
         save_private(key(site), place / "site.key")
         save_public(key("officer of " + site).public_key(), place / "officer.pub")
         policy(site, **({"rehearsal": rehearsal} | policy_options)).save(place / "site.toml")
@@ -318,6 +319,9 @@ def ward(
         made.start()
         made.close()
         made.sent.clear()
+    for site in agreed.sites:
+        for path in made.directory(site).iterdir():
+            path.chmod(0o700 if path.is_dir() else 0o600)  # as `site init` makes them
     return made
 
 

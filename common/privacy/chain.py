@@ -35,6 +35,8 @@ REHEARSAL = "rehearsal"
 """A site's note on a run whose noise can be computed from a seed, or is off: such a run is never private."""
 START = "start"
 """A site's note that it is about to begin, or to go on with, a run: its nonce sets two copies of a ledger apart."""
+CARRIED = "carried"
+"""A new ledger's note after a change of keys: whose charges its first lines reserve again (public_key, size, hash)."""
 CLOCK = "clock"
 """A note that sets the ledger's time back, after a clock that was ahead."""
 EMPTY = "00" * 32
@@ -322,12 +324,13 @@ def verify_checkpoint(text: str, public: Ed25519PublicKey, *, owner: str | None 
         head = base64.b64decode(root, validate=True)
         well_formed = dash == "—" and signer == name and str(number) == size and number > 0
         well_formed = well_formed and len(head) == 32 and len(raw) == 68 and name.startswith(_ORIGIN)
+        signed = (note + "\n").encode()  # a lone surrogate is a ValueError too
     except ValueError:
         well_formed = False
     if not well_formed:
         raise CheckFailed("CHECKPOINT-FORM", "not a signed checkpoint")
     try:
-        public.verify(raw[4:], (note + "\n").encode())
+        public.verify(raw[4:], signed)
     except InvalidSignature:
         raise CheckFailed("CHECKPOINT-SIGNATURE", "the checkpoint is not signed by its owner") from None
     found = unquote(name.removeprefix(_ORIGIN))

@@ -72,7 +72,12 @@ def joined(module):
     module.MOST_PRETRAIN_ROWS, module.PRETRAIN_EPOCHS, module.PRETRAIN_BATCH = 400, 1, 100
 
 
+def conduct(module):
+    module.FIRST_WAIT_S = 1.0  # what is tried again is tried soon
+
+
 AFTER = {
+    "cohortium.server.conduct": conduct,
     "cohortium.server.session": session,
     "cohortium.client.gate": gate,
     "cohortium.common.generators.mixture": mixture,

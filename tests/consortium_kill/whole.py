@@ -27,6 +27,7 @@ from typing import Any
 
 from small import small_study
 
+from cohortium.client.loading import ROW_NAMES
 from cohortium.common.privacy import chain
 from cohortium.common.privacy.chain import Book
 from cohortium.common.privacy.ledger import Ledger
@@ -332,6 +333,7 @@ class Whole:
                 policy, table = out / "sites" / site / "site.toml", self.folder / site / "data.parquet"
                 policy.write_text(policy.read_text().replace(f"seed = {seed}\n", f"seed = {SEED}\n"))
                 shutil.copy(table, out / "sites" / site / "data.parquet")
+                (out / "sites" / site / ROW_NAMES).unlink()  # of the table that this one takes the place of
             simulate(out)
         return arrays(RunFolder(root=out))
 

@@ -106,9 +106,11 @@ class CutCourier(StreamCourier):
             self._at = release_of(label)
             self._wait_for(self._script.back(self._at))
         self._begin(label)
+        t=time.monotonic()  # XX
         try:
             return super().exchange(messages, label=label, **more)
         finally:
+            print("XX", label, round(time.monotonic()-t,2), self.absent, flush=True)  # XX
             for cut in self._script.take(label, "after"):
                 self._script.pull(cut)
                 if cut.seconds is not None:

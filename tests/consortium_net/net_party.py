@@ -132,7 +132,8 @@ class Party:
             shutil.rmtree(self.site(site) / "approved")  # by an officer whose key nobody has any more
             (self.site(site) / "officer.pub").unlink()
             save_public(officer.public_key(), self.site(site) / "officer.pub")
-            self.policy(site, lifetime_epsilon=1e5)  # room for all the runs of a test
+            # Room for all the runs of a test.
+            self.policy(site, lifetime_epsilon=1e5, generators=("joined", "mixture"))
 
     def _courier(self, site: str, root: bytes, own: Any) -> None:
         place = self.folder / "couriers" / site
@@ -164,7 +165,7 @@ class Party:
         (root / "plan.json").write_bytes(canonical(plan.to_json()) + b"\n")
         key = load_private(self.base / "coordinator.key")
         save_private(key, root / "coordinator.key")
-        facts = {**RunFolder(root=self.base).facts(), "run": run, "seed": SEED, "mirror": "../../mirror.db"}
+        facts = {**RunFolder(root=self.base).facts(), "run": run, "seed": SEED, "mirror": "../../mirror.db", "consortium": NAME}
         (root / "run.json").write_text(json.dumps(facts))
         message = proposal_message(run=run, plan=plan, identities=facts["public_keys"], schema=made.schema)
         (root / "proposal.bin").write_bytes(seal(message, key))
