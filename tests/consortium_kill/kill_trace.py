@@ -1,6 +1,6 @@
 """Put as sitecustomize.py into the Python that a test starts a whole consortium with; the product knows nothing of it.
 
-It makes the generators quick in every process, and writes down where a run stands: the ServerApp before and after each
+It makes the generators quick in every process, and Flower notice sooner that a process died. It writes down where a run stands: the ServerApp before and after each
 exchange, a guard before each envelope that holds something about records. Where TRACE/armed exists, the ServerApp
 waits at each line for its permission to go on, so that a test can kill something at exactly that point.
 """
@@ -76,7 +76,17 @@ def conduct(module):
     module.FIRST_WAIT_S = 1.0  # what is tried again is tried soon
 
 
+def heartbeat(module):
+    module.HEARTBEAT_DEFAULT_INTERVAL = 10  # a sign of life every 4 s, where Flower gives one every 20 s
+
+
+def corestate(module):
+    module.HEARTBEAT_PATIENCE = 0.6  # a ServerApp that was killed is missed after 18 s, where Flower takes 60 s
+
+
 AFTER = {
+    "flwr.supercore.heartbeat": heartbeat,
+    "flwr.supercore.corestate.sql_corestate": corestate,
     "cohortium.server.conduct": conduct,
     "cohortium.server.session": session,
     "cohortium.client.gate": gate,

@@ -52,7 +52,8 @@ def own_python(folder: Path) -> Path:
     shutil.copy(Path(__file__).with_name("kill_trace.py"), packages / "sitecustomize.py")
     (packages / "trace").mkdir()
     places = [p for p in [*python_site.getsitepackages(), *sys.path] if Path(p).name in ("site-packages", "dist-packages")]
-    lines = [f"import site; site.addsitedir({place!r})" for place in dict.fromkeys(places)]
+    lines = [p for p in sys.path if p and (Path(p) / "cohortium" / "__init__.py").exists()]  # a copy that is not installed
+    lines += [f"import site; site.addsitedir({place!r})" for place in dict.fromkeys(places)]
     (packages / "all.pth").write_text("\n".join(lines) + "\n")
     python = folder / "bin" / "python"
     for name in ("cohortium", "flower-superexec", "flower-superlink", "flower-supernode", "flwr-serverapp"):

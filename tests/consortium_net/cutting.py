@@ -41,8 +41,8 @@ BEFORE = -1
 class Cut:
     """One pulled cable.
 
-    label: the exchange, as drive names it: "discover", "hello", "witness", "start", "3/mask", … moment: before the question
-    leaves ("asked"), when the guard has answered and the answer has not left ("answered"), when the exchange is over
+    label: the exchange, as drive names it: "discover", "hello", "witness", "start", "3/mask", … moment: before the
+    question leaves ("asked"), when the guard has answered and the answer has not left ("answered"), when the exchange is over
     ("after"; the coordinator goes on when the cable is back, if it comes back). seconds: how long; None until the
     next release, or the one after where the cut lay between two.
     """
@@ -106,11 +106,9 @@ class CutCourier(StreamCourier):
             self._at = release_of(label)
             self._wait_for(self._script.back(self._at))
         self._begin(label)
-        t=time.monotonic()  # XX
         try:
             return super().exchange(messages, label=label, **more)
         finally:
-            print("XX", label, round(time.monotonic()-t,2), self.absent, flush=True)  # XX
             for cut in self._script.take(label, "after"):
                 self._script.pull(cut)
                 if cut.seconds is not None:
