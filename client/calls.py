@@ -6,19 +6,27 @@ a proposal by the coordinator's signature, a list of members by telephone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cohortium.client.site import Site
-from cohortium.common.errors import UsageError
+from cohortium.common.errors import ProtocolError, UsageError
 
 if TYPE_CHECKING:
     from cohortium.common.protocol import consortium_pb2_grpc as rpc
 
 TIMEOUT_S = 30.0
 MOST_PROPOSALS = 1000
+STATES = ("open", "approved", "declined")
+_WORD = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+
+
+def _nonsense() -> ProtocolError:
+    """What comes from there is shown on a terminal: a word that is none could make it show something else."""
+    return ProtocolError("COORDINATOR-OTHER", "the coordinator's answer holds a name that is none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +63,8 @@ def proposals(site: Site) -> list[Offered]:
     with service(site) as stub:
         found = []
         for item in stub.Proposals(pb.Nothing(), timeout=TIMEOUT_S):
+            if not (_WORD.fullmatch(item.run) and item.state in STATES):
+                raise _nonsense()
             found.append(Offered(run=item.run, envelope=item.envelope, state=item.state))
             if len(found) >= MOST_PROPOSALS:
                 break
@@ -87,6 +97,8 @@ def members(site: Site) -> list[dict[str, Any]]:
 
     with service(site) as stub:
         found = stub.Members(pb.Nothing(), timeout=TIMEOUT_S).members
+        if not all(_WORD.fullmatch(word) for m in found for word in (m.name, m.role, m.state)):
+            raise _nonsense()
         return [
             {"name": m.name, "role": m.role, "state": m.state, "identity": m.identity.hex(), "since": m.since}
             for m in found

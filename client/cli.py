@@ -272,6 +272,8 @@ def _proposal(site: Any, run: str | None, file: Path | None) -> tuple[Any, str]:
 
 
 def _show(found: Any) -> None:
+    from rich.markup import escape
+
     facts = found.to_json()
     plan = found.proposal.plan
     out.print(f"Run {facts['run']}, study {facts['study']}: {facts['generator']}, {facts['mode']}", markup=False)
@@ -280,8 +282,8 @@ def _show(found: Any) -> None:
         shown.add_column(name, justify="left" if name in ("stage", "what", "patients") else "right", overflow="fold")
     for row in facts["leaves"]:
         shown.add_row(
-            row["stage"],
-            f"{row['what']} ({row['why']})",
+            escape(row["stage"]),  # the coordinator's words: none of them may hide another
+            escape(f"{row['what']} ({row['why']})"),
             row["patients"],
             str(row["releases"]),
             f"{row['numbers']:,}",
@@ -297,7 +299,7 @@ def _show(found: Any) -> None:
         peers.add_column(name, overflow="fold")
     for row in facts["sites"]:
         mark = {"UNKNOWN": "red", "not pinned": "yellow"}.get(row["known"], "green")
-        peers.add_row(row["site"], row["fingerprint"], f"[{mark}]{row['known']}[/]")
+        peers.add_row(escape(row["site"]), row["fingerprint"], f"[{mark}]{row['known']}[/]")
     out.print(peers)
     used = facts["charged_now"]["cap_used"], facts["charged_after"]["cap_used"]
     costs = [_epsilon(facts[name]["epsilon"]) for name in ("charged_now", "charged_after")]

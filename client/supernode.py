@@ -4,12 +4,14 @@ It runs with `--isolation process`: Flower then starts no ClientApp by itself bu
 (client/courier.py), which must show a secret made anew at each start. The SuperNode downloads the run's app bundle
 and reads its settings; neither it nor the courier installs or imports anything of it.
 
-Two facts of Flower 1.41 that this file is about:
+Three facts of Flower 1.41 that this file is about:
 - A SuperNode that died is *online* for the SuperLink until 60 s after its last heartbeat, and a new one with the same
   key is turned away (412, exit 305) until then. `sign_off` tells the SuperLink with the same key that the old one is
   gone; then the new one may start at once. Only where that is impossible must one wait (TAKEN_FOR_S).
 - Its main loop sleeps 3 s when there is no message and 0.5 s while it waits for the reply: 3.6 s an exchange. Where
   messages follow each other these sleeps are shortened (Pace), and an idle SuperNode stays as quiet as Flower's own.
+- A run that ends while one of its messages is being fetched, as when a SuperLink is started again, leaves a SuperNode
+  behind that answers nothing for hours (_clean_ends).
 """
 
 from __future__ import annotations
@@ -229,12 +231,38 @@ def _leave_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _clean_ends(pull_and_store: Callable[..., int | None], ended: type[BaseException]) -> Callable[..., int | None]:
+    """Flower's fetching of one message, with the run's end inside it taken for a failure, which Flower clears up after.
+
+    Its own signal of that end passes by the clearing up: a task stays behind whose message never comes whole, the next
+    message's answer is waited for behind it, and the site is out of reach for hours.
+    """
+
+    def failing(call: Callable[..., object]) -> Callable[..., object]:
+        def called(*arguments: object) -> object:
+            try:
+                return call(*arguments)
+            except ended:
+                raise RuntimeError("the run has ended") from None
+
+        return called
+
+    def pull(**given: Callable[..., object]) -> int | None:
+        late = ("pull_object", "confirm_message_received")
+        return pull_and_store(**{name: failing(call) if name in late else call for name, call in given.items()})
+
+    return pull
+
+
 def main() -> None:
     """The child process: Flower's own command, with our pace and an end when its main loop has ended."""
+    from flwr.supercore.run import RunNotRunningException
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli import flower_supernode
 
     _leave_with(os.getppid())
+    pull_and_store = start_client_internal._pull_and_store_message
+    start_client_internal._pull_and_store_message = _clean_ends(pull_and_store, RunNotRunningException)
     if not os.environ.get("COHORTIUM_STOCK_PACE"):
         start_client_internal.time = SimpleNamespace(sleep=Pace())
         # A message is announced before its objects have arrived; Flower looks again after 1 s.

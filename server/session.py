@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -10,6 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cohortium.common.errors import CheckFailed, ProtocolError
 from cohortium.common.protocol.messages import Message, seal, unseal
 from cohortium.server.mirror import Mirror
+
+_CODE = re.compile(r"[A-Z][A-Z-]{2,39}")
 
 
 class Courier(Protocol):
@@ -46,7 +49,9 @@ class Session:
             try:
                 reply = unseal(envelope, self._identities[site], sender=site)
                 if reply.kind == "site.refused":
-                    self.refusals[site] = str(reply.fields["code"])
+                    code = reply.fields["code"]
+                    # Codes are shown to people: from a site that is not as ours are, it could be any text.
+                    self.refusals[site] = code if isinstance(code, str) and _CODE.fullmatch(code) else "MSG-FORM"
                     continue
                 if "lines" in reply.fields:
                     self.mirror.receive(site, _lines(reply))

@@ -24,6 +24,7 @@ from cohortium.common.study import Study
 
 FORMAT = 1
 MAX_NOISE_MULTIPLIER = 1e6
+MOST_TEXT = 500
 
 
 class PhaseLike(Protocol):
@@ -142,8 +143,8 @@ class Plan:
         if self.holdout > 0 and self.unit == "row":
             # A row's identity is its position: removing one would move others between training and held out.
             raise ProtocolError("PLAN-HOLDOUT", "patients can be held out only where a column names them")
-        if not all(isinstance(site, str) for site in self.sites):
-            raise ProtocolError("PLAN-SITES", "a site's name is a text")
+        if not all(_is_text(site) for site in self.sites):
+            raise ProtocolError("PLAN-SITES", "a site's name is a short text that can be printed")
         if not self.sites or len(set(self.sites)) != len(self.sites) or tuple(sorted(self.sites)) != self.sites:
             raise ProtocolError("PLAN-SITES", "a plan names its sites, each once, sorted")
         if self.mode not in ("secure-sum", "local") or not self.stages:
@@ -277,13 +278,20 @@ class Plan:
 
 
 def _check_types(value: Stage | Plan, *, text: Sequence[str], whole: Sequence[str]) -> None:
-    """A plan comes from JSON that somebody else wrote: a text is a text and a whole number is one."""
+    """A plan comes from JSON that somebody else wrote: a text is a text and a whole number is one.
+
+    A text is printable: an officer reads it on a terminal, which control characters could make show another plan.
+    """
     for name in text:
-        if not isinstance(getattr(value, name), str):
-            raise ProtocolError("PLAN-FORMAT", f"{name} of a plan is a text")
+        if not _is_text(getattr(value, name)):
+            raise ProtocolError("PLAN-FORMAT", f"{name} of a plan is a short text that can be printed")
     for name in whole:
         if type(getattr(value, name)) is not int:
             raise ProtocolError("PLAN-FORMAT", f"{name} of a plan is a whole number")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MOST_TEXT and value.isprintable()
 
 
 def compile_plan(

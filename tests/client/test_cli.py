@@ -131,6 +131,14 @@ def test_a_person_reads_tables(hospital: Hospital) -> None:
     assert f"Approved {run} until" in approved
 
 
+def test_no_word_of_a_plan_hides_another(hospital: Hospital) -> None:
+    """Power: as markup, the first stage would make the rest of its line invisible to the officer."""
+    run = f"run-{hospital.name}"
+    hospital.propose(run, stages=(stage("[i]", "counts", 0, purpose="[b]"),))
+    shown = site("inspect", hospital.root, run)
+    assert "[i]" in shown and "[b]" in shown
+
+
 @pytest.mark.parametrize("missing", ["--lifetime-epsilon 8", "--unit pid", "--evaluation", "--generator mixture"])
 def test_no_policy_setting_has_a_default(missing: str, party: Party, tmp_path: Path) -> None:
     name = "no" + missing.split()[0].removeprefix("--")

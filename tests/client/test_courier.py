@@ -342,3 +342,29 @@ def test_a_certificate_that_is_due_is_renewed_and_a_failure_is_tried_again(
     assert asked == [tmp_path, tmp_path]
     said = capsys.readouterr().err
     assert "not renewed (OSError)" in said and "4711" not in said
+
+
+@pytest.mark.parametrize("name", ["", "leaf.key", "leaf.key.next", "supernode", "superexec.secret"])
+def test_a_courier_does_not_start_with_keys_that_others_may_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import resource
+
+    started: list[Path] = []
+    limits: list[object] = []
+    monkeypatch.setattr(courier, "run_courier", lambda directory, stop: started.append(directory))
+    monkeypatch.setattr(courier.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(resource, "setrlimit", lambda what, limit: limits.append((what, limit)))
+    place = tmp_path / "courier"
+    place.mkdir(mode=0o700)
+    (place / "leaf.key").touch(mode=0o600)
+    umask = os.umask(0)
+    try:
+        assert courier.main([str(place)]) == 0 and started == [place.resolve()]
+        assert limits == [(resource.RLIMIT_CORE, (0, 0))]
+        (place / name).touch()
+        (place / name).chmod(0o710 if not name else 0o640)
+        assert courier.main([str(place)]) == 3 and len(started) == 1
+    finally:
+        os.umask(umask)
+    assert "MODE-OPEN" in capsys.readouterr().err

@@ -130,6 +130,14 @@ def test_after_something_without_noise_a_cap_holds_nothing_any_more(ledger: Ledg
     opened(ledger, plan(), counts(), rehearsal=Rehearsal(seed=1))
 
 
+def test_after_noise_from_a_seed_a_cap_holds_nothing_any_more(ledger: Ledger) -> None:
+    """Whoever knows the seed takes the noise away; taking [rehearsal] out of site.toml does not make that undone."""
+    gate(ledger, rehearsal=Rehearsal(seed=1)).rehearse(RUN)
+    with pytest.raises(Refused, match="GATE-CAP"):
+        opened(ledger, plan(), counts())
+    opened(ledger, plan(), counts(), rehearsal=Rehearsal(seed=1))
+
+
 # ---- send ---------------------------------------------------------------------------------------------------
 
 PERMITS = {"secure-sum": ("a", "b", "c"), "local": ("a",)}

@@ -484,3 +484,50 @@ def test_a_guard_needs_its_own_directory(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="SITE-MISSING"):
         Guard(tmp_path)
+
+
+# ---- the officer's word --------------------------------------------------------------------------------------
+
+
+def test_a_running_guard_takes_up_what_the_officer_changes(tmp_path: Path) -> None:
+    """A lower cap, a second officer who must sign, another officer's key: from the next message on, without a restart.
+
+    Power: a guard that reads site.toml once answers all of these.
+    """
+    from hospital import policy
+
+    from cohortium.common.protocol.signing import save_public
+
+    consortium = ward(tmp_path, plan(), seed=None)
+    settings = consortium.directory("a") / "site.toml"
+    officers = [key(name).public_key().public_bytes_raw().hex() for name in ("officer of a", "another")]
+    assert consortium.ask("a", 0, counts()).kind == "site.noised"
+
+    def said() -> object:
+        return consortium.ask("a", 1, counts()).fields.get("code")
+
+    policy("a", lifetime_epsilon=0.1).save(settings)
+    assert said() == "REFUSED"
+    policy("a", officers=tuple(officers), officers_needed=2).save(settings)
+    assert said() == "REFUSED"
+    policy("a", strategies=("secure-sum",)).save(settings)
+    assert said() == "REFUSED-POLICY"
+    settings.write_text("[site]\n")
+    assert said() == "GUARD-INTERNAL"
+    policy("a").save(settings)
+    (consortium.directory("a") / "officer.pub").unlink()
+    save_public(key("another").public_key(), consortium.directory("a") / "officer.pub")
+    assert said() == "REFUSED"
+    policy("a", officers=tuple(officers)).save(settings)
+    assert consortium.ask("a", 1, counts()).kind == "site.noised"
+    consortium.close()
+
+
+def test_refusals_do_not_fill_the_disk(tmp_path: Path) -> None:
+    consortium = ward(tmp_path, plan())
+    log = consortium.directory("a") / "guard.log"
+    with mock.patch.object(guard_module, "MOST_LOG_BYTES", 1000):
+        for _ in range(40):
+            consortium.guard("a").handle(b"x" * 100)
+    assert log.stat().st_size < 1500 and log.with_name("guard.log.1").stat().st_size < 1500
+    consortium.close()

@@ -194,3 +194,19 @@ def test_any_other_directory_is_told(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "none"):
         with pytest.raises(UsageError, match="SITE-MISSING"):
             Site.open(place)
+
+
+@root_only
+def test_a_second_name_of_somebody_elses_file_is_not_given_away(tmp_path: Path) -> None:
+    """Whoever took over the courier's user leaves a link to a file of root's for the next start as root to give it."""
+    site = small_site(tmp_path / "site")
+    (site.root / "courier").mkdir(mode=0o700)
+    theirs = tmp_path / "shadow"
+    theirs.write_text("root's")
+    (site.courier / "soft").symlink_to(theirs)
+    give_to(site, guard=user("51001"), courier=user("51002"))
+    assert theirs.stat().st_uid == 0
+    os.link(theirs, site.courier / "hard")
+    with pytest.raises(Refused, match="SITE-OWNER"):
+        give_to(site, guard=user("51001"), courier=user("51002"))
+    assert theirs.stat().st_uid == 0

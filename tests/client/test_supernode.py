@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
 
 from cohortium.client import supernode
-from cohortium.client.supernode import TAKEN_FOR_S, Pace, load_key, sign_off, start_supernode
+from cohortium.client.supernode import TAKEN_FOR_S, Pace, _clean_ends, load_key, sign_off, start_supernode
 from cohortium.common.errors import UsageError
 from cohortium.simulations.benchmarks.flower_exchange import (
     MODULE,
@@ -45,6 +47,41 @@ def test_the_pace_is_quick_while_messages_come_and_flowers_own_when_idle() -> No
     pace(0.5)
     pace(3.0)
     assert slept[-2] < 0.03 and slept[-1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("step", ["pull_object", "confirm_message_received"])
+def test_a_run_that_ends_while_its_message_is_fetched_leaves_nothing_behind(step: str) -> None:
+    """Flower's own fetching, with a SuperLink whose run ends at one of its steps."""
+    from flwr.supercore.run import RunNotRunningException
+    from flwr.supernode.start_client_internal import _pull_and_store_message
+
+    message = MagicMock()
+    message.metadata = SimpleNamespace(run_id=1, group_id="discover", message_id="m", message_type="query.hello")
+
+    def ended(*_: object) -> bytes:
+        raise RunNotRunningException
+
+    def fetch(pull_and_store: Callable[..., int | None]) -> tuple[MagicMock, int | None]:
+        state, store = MagicMock(), MagicMock()
+        store.preregister.return_value = ["object"]
+        calls = {"pull_object": lambda run, name: b"bytes", "confirm_message_received": lambda run, name: None}
+        got = pull_and_store(
+            state=state,
+            object_store=store,
+            node_config={},
+            receive=lambda: (message, MagicMock()),
+            get_run=ended,
+            get_fab=ended,
+            trusted_entities=None,
+            **{**calls, step: ended},
+        )
+        return state, got
+
+    state, got = fetch(_pull_and_store_message)
+    assert got is None and state.create_task.called and not state.finish_task.called, "Flower mends it: take ours away"
+    state, got = fetch(_clean_ends(_pull_and_store_message, RunNotRunningException))
+    assert got is None and state.finish_task.call_args.kwargs["sub_status"] == "failed"
+    state.delete_messages.assert_called_once_with(message_ids=["m"])
 
 
 def test_files_that_are_missing_or_no_keys_are_named(tmp_path: Path) -> None:

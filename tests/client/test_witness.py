@@ -167,6 +167,15 @@ def test_the_coordinator_and_enough_others_are_counted(tmp_path: Path) -> None:
     consortium.close()
 
 
+def test_in_local_mode_a_hospital_counts_with_its_own_distrust(tmp_path: Path) -> None:
+    """The plan names no colluders (k = 3 of 5); a hospital that does not trust two of the others wants four words."""
+    consortium = ward(tmp_path, plan(SITES), started=False, minimum_colluders=2)
+    assert consortium.say("a", collected(consortium, "a", "bcd")).fields == {"code": "REFUSED-LEDGER"}
+    assert log(consortium)[-1] == "WITNESS-FEW"
+    assert consortium.say("a", collected(consortium, "a", "bcde")).kind == "site.started"
+    consortium.close()
+
+
 def test_words_for_an_older_hello_begin_nothing(tmp_path: Path) -> None:
     consortium = ward(tmp_path, plan(("a", "b", "c"), mode="secure-sum"), started=False)
     first = collected(consortium, "a", "bc")

@@ -1,8 +1,9 @@
 """Put as sitecustomize.py into the Python that a test starts a whole consortium with; the product knows nothing of it.
 
-It makes the generators quick in every process, and Flower notice sooner that a process died. It writes down where a run stands: the ServerApp before and after each
-exchange, a guard before each envelope that holds something about records. Where TRACE/armed exists, the ServerApp
-waits at each line for its permission to go on, so that a test can kill something at exactly that point.
+It makes the generators quick in every process, and Flower notice sooner that a process died. It writes down where a
+run stands: the ServerApp before and after each exchange, a guard before each envelope that holds something about
+records. Where TRACE/armed exists, the ServerApp waits at each line for its permission to go on, so that a test can
+kill something at exactly that point.
 """
 
 import importlib.abc
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 TRACE = Path(__file__).parent / "trace"
-PATIENCE_S = 40.0
+PATIENCE_S = 100.0
 
 
 def write(name, **facts):

@@ -129,10 +129,9 @@ class Killer:
             return
         point, release = place_of(line, fitted=(self.whole.run_folder(run).inner / "model.npz").exists())
         now = [k for k in self.pending if k.point == point and k.release in (None, release)]
-        # Of a site's parts several may die at once, of the coordinator's one at a time.
-        now = [k for k in now if k.component in AT_SITES] + [k for k in now if k.component not in AT_SITES][:1]
         for kill in now:
             self.pending.remove(kill)
+            self.whole.there(kill.component, kill.site)
             at = time.time()
             count = self.whole.kill(kill.component, kill.site)
             self.done.append(Done(kill=kill, at=at, processes=count))
@@ -159,28 +158,35 @@ def at_points(whole: Whole, seed: int, kills: list[Kill], *, timeout_s: float = 
     return Killer(whole=whole, pending=list(kills)).run(run, seed, timeout_s=timeout_s)
 
 
-def at_random(whole: Whole, seed: int, dice: random.Random, *, kills: int, timeout_s: float = 900.0) -> Story:
-    """One run in which up to `kills` random parts die at random moments."""
+def at_random(
+    whole: Whole, seed: int, dice: random.Random, *, kills: int, pause_s: float = 8.0, timeout_s: float = 1200.0
+) -> Story:
+    """One run in which `kills` random parts die at random moments, pause_s apart at most; fewer if it ends before.
+
+    A run that has used up its tries is held for its coordinator, who resumes it.
+    """
     (whole.trace / "armed").unlink(missing_ok=True)
     run = whole.propose(seed)
     started, done = time.monotonic(), list[Done]()
-    while not whole.ended(run) and time.monotonic() - started < timeout_s:
-        if len(done) < kills:
-            # Half of the kills fall into the seconds in which the sites are asked, where there is most to lose.
-            if dice.random() < 0.5:
-                _until_asked(whole, run, timeout_s=60.0)
-                time.sleep(dice.random() * 1.5)
-            else:
-                time.sleep(dice.random() * 12.0)
-            component = dice.choice(COMPONENTS)
-            site = dice.choice(whole.sites) if component in AT_SITES else ""
-            at, count = time.time(), whole.kill(component, site)
-            if count:
-                done.append(Done(kill=Kill(component=component, point=0, site=site), at=at, processes=count))
-                unpaid = whole.unpaid(run)
-                assert not unpaid, unpaid
-        else:
+    while time.monotonic() - started < timeout_s:
+        if whole.held(run):
+            whole.command("resume", str(whole.root), run)
+        elif whole.ended(run):
+            break
+        if len(done) == kills:
             time.sleep(0.3)
+            continue
+        # Half of the kills fall into the seconds in which the sites are asked, where there is most to lose.
+        if dice.random() < 0.5:
+            _until_asked(whole, run, timeout_s=30.0)
+            time.sleep(dice.random())
+        else:
+            time.sleep(dice.random() * pause_s)
+        component = dice.choice(COMPONENTS)
+        site = dice.choice(whole.sites) if component in AT_SITES else ""
+        at, count = time.time(), whole.kill(component, site)
+        if count:
+            done.append(Done(kill=Kill(component=component, point=0, site=site), at=at, processes=count))
     seconds = round(time.monotonic() - started, 1)
     return Story(run=run, end=whole.end(run, seed), kills=done, missed=[], seconds=seconds)
 

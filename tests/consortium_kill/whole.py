@@ -33,6 +33,7 @@ from cohortium.common.privacy.chain import Book
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.protocol.signing import public_from_raw
 from cohortium.server.audit import audit
+from cohortium.server.conduct import is_stopped
 from cohortium.server.register import Register, RunRow
 from cohortium.server.runs import RunFolder
 from cohortium.simulations.run import Request, prepare
@@ -51,8 +52,12 @@ def own_python(folder: Path) -> Path:
     packages = next((folder / "lib").glob("python*/site-packages"))
     shutil.copy(Path(__file__).with_name("kill_trace.py"), packages / "sitecustomize.py")
     (packages / "trace").mkdir()
-    places = [p for p in [*python_site.getsitepackages(), *sys.path] if Path(p).name in ("site-packages", "dist-packages")]
-    lines = [p for p in sys.path if p and (Path(p) / "cohortium" / "__init__.py").exists()]  # a copy that is not installed
+    places = [
+        p for p in [*python_site.getsitepackages(), *sys.path] if Path(p).name in ("site-packages", "dist-packages")
+    ]
+    lines = [
+        p for p in sys.path if p and (Path(p) / "cohortium" / "__init__.py").exists()
+    ]  # a copy that is not installed
     lines += [f"import site; site.addsitedir({place!r})" for place in dict.fromkeys(places)]
     (packages / "all.pth").write_text("\n".join(lines) + "\n")
     python = folder / "bin" / "python"
@@ -280,6 +285,13 @@ class Whole:
         }[component]
         return [pid for pid, line in self.processes().items() if all(word in line for word in words)]
 
+    def there(self, component: str, site: str = "", *, within_s: float = 60.0) -> bool:
+        """Wait for a part that an earlier kill took away; whether it is there."""
+        until = time.monotonic() + within_s
+        while not self.pids(component, site) and time.monotonic() < until:
+            time.sleep(0.05)
+        return bool(self.pids(component, site))
+
     def kill(self, component: str, site: str = "") -> int:
         """SIGKILL, and wait until it is gone; how many processes that were (0: there was none at this moment)."""
         pids = self.pids(component, site)
@@ -310,9 +322,12 @@ class Whole:
     def run_folder(self, run: str) -> RunFolder:
         return RunFolder(root=self.root / "runs" / run)
 
+    def held(self, run: str) -> bool:
+        return is_stopped(self.row(run))
+
     def ended(self, run: str) -> bool:
         row = self.row(run)
-        return row.state in ENDED or (row.state == "stopping" and row.flower_id == "")
+        return row.state in ENDED or is_stopped(row)
 
     def wait(self, run: str, *, timeout_s: float = PATIENCE_S) -> bool:
         until = time.monotonic() + timeout_s

@@ -42,9 +42,9 @@ class Cut:
     """One pulled cable.
 
     label: the exchange, as drive names it: "discover", "hello", "witness", "start", "3/mask", … moment: before the
-    question leaves ("asked"), when the guard has answered and the answer has not left ("answered"), when the exchange is over
-    ("after"; the coordinator goes on when the cable is back, if it comes back). seconds: how long; None until the
-    next release, or the one after where the cut lay between two.
+    question leaves ("asked"), when the guard has answered and the answer has not left ("answered"), when the exchange
+    is over ("after"; the coordinator goes on when the cable is back, if it comes back). seconds: how long; None: until
+    the next release, or the one after that where the cut lay between two.
     """
 
     site: str

@@ -55,7 +55,7 @@ class Child:
     def __init__(self, command: Sequence[str], said: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRPC_VERBOSITY": "ERROR"}
         environment |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-        self._said = open(said, "ab")
+        self._said = open(said, "ab")  # noqa: SIM115  open as long as the process
         self.process = subprocess.Popen(
             list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, env=environment
         )
@@ -121,6 +121,7 @@ class Party:
         self.children: dict[str, Child] = {}
         self.officers = {site: generate() for site in self.sites}
         self.port = 0
+        self.between: dict[str, Path] = {}
         (folder / "said").mkdir()
         (self.coordinator / "runs").mkdir(parents=True, mode=0o700)
         issuer = make_pki(self.coordinator, hosts=(host,))
@@ -165,7 +166,7 @@ class Party:
         (root / "plan.json").write_bytes(canonical(plan.to_json()) + b"\n")
         key = load_private(self.base / "coordinator.key")
         save_private(key, root / "coordinator.key")
-        facts = {**RunFolder(root=self.base).facts(), "run": run, "seed": SEED, "mirror": "../../mirror.db", "consortium": NAME}
+        facts = {**RunFolder(root=self.base).facts(), "run": run, "consortium": NAME, "mirror": "../../mirror.db"}
         (root / "run.json").write_text(json.dumps(facts))
         message = proposal_message(run=run, plan=plan, identities=facts["public_keys"], schema=made.schema)
         (root / "proposal.bin").write_bytes(seal(message, key))
@@ -182,19 +183,23 @@ class Party:
         child = self._start("coordinator", python("coordinator", self.coordinator, self.host))
         self.port = int(child.wait("ready"))
 
-    def start_site(self, site: str, *, within: Sequence[str] = (), kind: str = "guard", port: int = 0) -> None:
-        """Guard and courier of a site. kind: which guard (see net_child). port: another than the service's own."""
+    def start_site(self, site: str, *, within: Sequence[str] = (), port: int = 0) -> None:
+        """Guard and courier of a site. port: another than the service's own."""
         place = self.folder / "couriers" / site
         (place / "courier.toml").write_text(f'service_address = "{self.host}:{port or self.port}"\n')
-        self._start(f"guard-{site}", python(kind, self.site(site), self.guard_socket(site), within=within))
+        self.start_guard(site, within=within)
         self._start(f"courier-{site}", python("courier", place, self.courier_socket(site), within=within))
+
+    def start_guard(self, site: str, *, within: Sequence[str] = (), kind: str = "guard") -> Child:
+        """kind: which guard (see net_child)."""
+        return self._start(f"guard-{site}", python(kind, self.site(site), self.guard_socket(site), within=within))
 
     def guard_socket(self, site: str) -> Path:
         return self.folder / f"{site}.sock"
 
     def courier_socket(self, site: str) -> Path:
-        """Where the courier looks for its guard."""
-        return self.guard_socket(site)
+        """Where the courier looks for its guard: the guard's own socket, or what a test put before it."""
+        return self.between.get(site, self.guard_socket(site))
 
     def ready(self) -> None:
         for name, child in self.children.items():

@@ -212,3 +212,33 @@ def test_a_new_key_is_a_new_ledger_and_the_old_one_stays(tmp_path: Path, site: L
         later.cosign("A", ledger.checkpoint(), KEYS["B"])
         assert later.head("A") == ledger.head()
     assert mirror.size("A") == 2 and mirror.seen("A") == site.checkpoint()
+
+
+def test_signed_nonsense_is_one_sites_nonsense(site: Ledger, mirror: Mirror) -> None:
+    """Lines that fit the chain and are signed, but of a form that no guard writes: a code, nothing stored, no crash."""
+    mirror.receive("A", sent(site))
+    for change in (
+        {"kind": "advance", "run": [], "release": {}, "state": "SEALED", "digest": ""},
+        {"kind": "advance", "run": "r", "release": "0", "state": [], "digest": 7},
+        {
+            "kind": "reserve",
+            "run": "r",
+            "release": "9",
+            "attempt": 0,
+            "event": 7,
+            "count": 1,
+            "plan": "",
+            "purpose": "",
+        },
+        {"kind": [], "about": {}, "fields": []},
+        {"kind": "note", "about": "x", "fields": {}, "at": None},
+    ):
+        body = {"n": 2, "owner": "A", "at": 0} | change
+        head = chain.link(site.head().hash, body)
+        line = chain.Line(body=body, hash=head, signature=chain.sign(head, KEYS["A"]))
+        with pytest.raises(CheckFailed):
+            mirror.receive("A", [line.to_json()])
+        assert mirror.size("A") == 2
+    for note in ("\ud800\n1\nx\n\n— a b", site.checkpoint().replace("/A", "/\ud800")):
+        with pytest.raises(CheckFailed, match="CHECKPOINT-"):
+            mirror.confirm("A", note)

@@ -93,6 +93,12 @@ def test_of_many_at_once_one_redeems(tmp_path: Path) -> None:
         assert sum(pool.map(attempt, range(16))) == 1
 
 
+def test_no_site_has_the_coordinators_name(register: Register) -> None:
+    """Its ledger, its co-signatures and its place in a run's folder would be the coordinator's."""
+    refused("INVITE-NAME", register.invite, "coordinator")
+    register.invite("coordinator", role="coordinator")
+
+
 def test_odd_invitations_are_refused(register: Register) -> None:
     refused("CERT-NAME", register.invite, "Not a name")
     refused("INVITE-VALUE", register.invite, "north", role="service")

@@ -161,10 +161,11 @@ def test_the_cap_still_counts(tmp_path: Path) -> None:
     made.rotate()
     assert made.begin() == SITES
     answers = [made.ask("a", index).fields.get("code") for index in (0, 1)]
+    assert "lifetime cap" in made.told("a")
     made.rotate("b")  # whose ledger is empty
     assert made.begin("run-3") == SITES
     fresh = [made.ask("b", index, run="run-3").kind for index in (0, 1)]
-    assert answers == [None, "REFUSED-CAP"] and fresh == ["site.noised", "site.noised"]
+    assert answers == [None, "REFUSED"] and fresh == ["site.noised", "site.noised"]
     made.close()
 
 

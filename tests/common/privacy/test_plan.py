@@ -264,6 +264,10 @@ BAD: tuple[tuple[str, dict[str, Any]], ...] = (
     ("PLAN-FORMAT", {"unit": 5}),
     ("PLAN-FORMAT", {"rows": 1.0}),
     ("PLAN-FORMAT", {"survivors": True}),
+    ("PLAN-FORMAT", {"study": "ward\x1b[2J"}),
+    ("PLAN-FORMAT", {"study": "ward\u202e"}),
+    ("PLAN-FORMAT", {"unit": "x" * 501}),
+    ("PLAN-SITES", {"sites": ("a\x1b[8m", "b", "c")}),
 )
 
 
@@ -290,6 +294,8 @@ def test_a_plan_that_contradicts_itself_is_refused(code: str, change: dict[str, 
         {"rate": 0},
         {"rate": WHOLE + 1},
         {"rate": 0.5},
+        {"name": "one\x1b[8m"},
+        {"purpose": "one\ntwo"},
     ],
 )
 def test_a_bad_stage_is_refused(change: dict[str, Any]) -> None:
