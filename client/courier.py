@@ -67,6 +67,7 @@ FIRST_PAUSE_S = 2.0
 # A SuperNode that ran this long was well: what ended it starts a new count.
 WELL_AFTER_S = 120.0
 RENEW_AGAIN_S = 300.0
+SIGN_OFF_AGAIN_S = 3.0
 SECRETS = ("leaf.key", "leaf.key.next", "supernode", "superexec.secret")
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
@@ -244,9 +245,11 @@ def run_courier(directory: Path, stop: threading.Event, *, app: App | None = Non
     while not stop.wait(pause):
         asked = time.monotonic()
         if not _signed_off(settings):
-            say("the SuperNode that ran before cannot be signed off; waiting until its time is up")
-            if stop.wait(TAKEN_FOR_S):
-                return
+            say("the SuperNode that ran before cannot be signed off yet; waiting until it is, or its time is up")
+            until = time.monotonic() + TAKEN_FOR_S
+            while time.monotonic() < until and not _signed_off(settings):  # the coordinator may only be restarting
+                if stop.wait(SIGN_OFF_AGAIN_S):
+                    return
         node = start_supernode(directory, fleet_address=settings.fleet_address, stock_pace=stock_pace)
         say("SuperNode started")
         try:

@@ -289,6 +289,30 @@ def test_settings_are_read(tmp_path: Path) -> None:
     assert read.name == "north" and read.socket == Path("/run/guard.sock")
 
 
+def test_a_supernode_that_was_killed_with_its_superlink_is_signed_off_as_soon_as_that_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only when its time is up, a minute later."""
+    stop, answers = threading.Event(), [False, False, True]
+
+    class Started(Exception):
+        pass
+
+    def start(*_: object, **__: object) -> None:
+        raise Started
+
+    for name in (courier.SOCKET, courier.DIRECTORY):
+        monkeypatch.setenv(name, "")  # put back afterwards
+    monkeypatch.setattr(courier, "_signed_off", lambda settings: answers.pop(0))
+    monkeypatch.setattr(courier, "SIGN_OFF_AGAIN_S", 0.01)
+    monkeypatch.setattr(courier, "start_supernode", start)
+    started = time.monotonic()
+    with pytest.raises(Started):
+        courier.run_courier(_write(tmp_path, dict(SETTINGS)), stop)
+    stop.set()
+    assert answers == [] and time.monotonic() - started < 5
+
+
 @pytest.mark.parametrize("change", [*({name: ""} for name in SETTINGS), {"socket": "guard.sock"}, {"name": 3}])
 def test_a_setting_that_is_missing_is_named(tmp_path: Path, change: dict[str, object]) -> None:
     with pytest.raises(UsageError) as caught:

@@ -89,13 +89,17 @@ class Child:
                 assert self.process.poll() is None, f"{self.process.args} ended: see {self._said.name}"
                 assert time.monotonic() < deadline, f"{self.process.args} did not say {word!r} in time"
 
-    def stop(self) -> None:
+    def leave(self) -> None:
+        """Ask it to end; `stop` waits."""
         with contextlib.suppress(OSError):
             assert self.process.stdin is not None
             self.process.stdin.close()
         self.process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        self.leave()
         try:
-            self.process.wait(5)
+            self.process.wait(10)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -211,6 +215,8 @@ class Party:
         return self.children[name]
 
     def stop(self) -> None:
+        for child in self.children.values():
+            child.leave()
         for child in self.children.values():
             child.stop()
         self.children.clear()

@@ -263,7 +263,6 @@ def test_a_leak_is_found(watched: Watched) -> None:
     """A guard whose refusals say why is found at its courier and at the hub; so are a courier's log and a WAL's row."""
     hospitals = watched.hospitals
     hospitals.mend()
-    before = Planted(hospitals.used)
     (column,) = hospitals.some(1)
     hospitals.write(PARQUET, hospitals.good[PARQUET].assign(**{column: 1}))
     watched.party.children.pop(f"guard-{PARQUET}").stop()
@@ -285,4 +284,3 @@ def test_a_leak_is_found(watched: Watched) -> None:
         known = Planted([token])
         places = [place for place, data in found.items() if known.hits(data)]
         assert all(any(part in place for place in places) for part in expected), (expected, places)
-    assert not any(before.hits(data) for data in found.values())
