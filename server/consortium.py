@@ -31,7 +31,7 @@ from cohortium.common.study import Study, toml_text
 from cohortium.common.toml_reader import TomlFile
 from cohortium.server.pki import Issuer, create_issuer, create_root, save_server_leaf
 from cohortium.server.register import Member, Register
-from cohortium.server.runs import RunFolder, new_run_id
+from cohortium.server.runs import ANSWER_TIMEOUT_S, HELLO_TIMEOUT_S, RunFolder, new_run_id
 from cohortium.strategies.base import COORDINATOR
 
 if TYPE_CHECKING:
@@ -94,14 +94,18 @@ class Addresses:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
     """resume_attempts: tries in a row that bring no new release before a run counts as failed. patience_hours: how
-    long a run waits for missing sites. free_disk_gb: below it `serve` does not start."""
+    long a run waits for missing sites. free_disk_gb: below it `serve` does not start. hello_timeout_s, answer_timeout_s:
+    how long a try waits for its sites to say hello, and for each answer, before it goes on without them."""
 
     resume_attempts: int = 8
     patience_hours: int = 72
     free_disk_gb: int = 1
+    hello_timeout_s: int = int(HELLO_TIMEOUT_S)
+    answer_timeout_s: int = int(ANSWER_TIMEOUT_S)
 
     def __post_init__(self) -> None:
-        if min(self.resume_attempts, self.patience_hours) < 1 or self.free_disk_gb < 0:
+        whole = (self.resume_attempts, self.patience_hours, self.hello_timeout_s, self.answer_timeout_s)
+        if min(whole) < 1 or self.free_disk_gb < 0:
             raise UsageError("CONSORTIUM-LIMITS", "limits are whole numbers from 1 on")
 
 
@@ -302,6 +306,8 @@ class Consortium:
             "exact": exact,
             "guessed_ranges": accept_guessed_ranges and bool(study.schema.guessed),
             "transport": transport,
+            "hello_timeout_s": self.limits.hello_timeout_s,
+            "answer_timeout_s": self.limits.answer_timeout_s,
             "mirror": "../../mirror.db",
         }
         self._write_run(part, study, plan, envelope, facts)

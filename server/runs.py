@@ -161,7 +161,7 @@ def drive(
         key=key,
         identities=identities,
         mirror=copies,
-        timeout_s=ANSWER_TIMEOUT_S,
+        timeout_s=float(facts.get("answer_timeout_s", ANSWER_TIMEOUT_S)),
     )
     ledger = _study_ledger(folder.inner / "ledger.db", key)
     final = False
@@ -169,7 +169,9 @@ def drive(
         events.say("start", run=run, releases=plan.releases, plan=plan.digest)
         ledger.note("start", run=run, plan=plan.digest)
         quorum = witnesses.quorum_of(plan)
-        present = courier.discover(plan.sites, timeout_s=HELLO_TIMEOUT_S, quorum=quorum)
+        present = courier.discover(
+            plan.sites, timeout_s=float(facts.get("hello_timeout_s", HELLO_TIMEOUT_S)), quorum=quorum
+        )
         answered = session.exchange(witnesses.hellos(run, present, copies), "hello")
         # A ledger that was rolled back, forked or copied: its site takes no part, or a release could be drawn twice.
         begun = witnesses.start(
