@@ -95,7 +95,8 @@ class Addresses:
 class Limits:
     """resume_attempts: tries in a row that bring no new release before a run counts as failed. patience_hours: how
     long a run waits for missing sites. free_disk_gb: below it `serve` does not start. hello_timeout_s and
-    answer_timeout_s: how long a try waits for its sites to say hello, and for each answer, before it goes on without them."""
+    answer_timeout_s: how long a try waits for its sites to say hello, and for each answer, before it goes on
+    without them."""
 
     resume_attempts: int = 8
     patience_hours: int = 72
