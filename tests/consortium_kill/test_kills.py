@@ -12,13 +12,13 @@ POINTS) and at random moments. Afterwards, always:
     COHORTIUM_KILLS=300         so many random kills (default: 6)
     COHORTIUM_KILLS_LOG=FILE    a JSON line for each kill
 
-Planted bugs that turn these tests red: a guard that charges after it answered; a study whose answers are noted in the
-ledger before they are on disk; a notebook that forgets the roster or the votes; a ServerApp of the last try that goes
-on beside the new one; a hub that keeps the old tickets.
+Planted and seen red: a study's notebook that is never read again (the run goes on with keys that no guard knows, and
+ends void, where it should end in the same model). The judge itself is shown a release that nobody paid for.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Iterator
@@ -100,6 +100,17 @@ def test_killed_at_random_moments(whole: Whole) -> None:
         ends.append(story.end.how)
     assert "same hash" in ends or KILLS < 20, ends
     assert set(ends) <= {"same hash", "finished, sites dropped", "clean failed", "clean void"}
+
+
+def test_the_judge_sees_a_release_that_nobody_paid_for(whole: Whole) -> None:
+    trace = whole.trace / "left.jsonl"
+    kept = trace.read_text() if trace.exists() else ""
+    with open(trace, "a") as file:
+        file.write(json.dumps({"site": "site-1", "run": "small-unpaid", "index": "0"}) + "\n")
+    try:
+        assert whole.unpaid("small-unpaid") == ["site-1 let release 0 out and did not charge it"]
+    finally:
+        trace.write_text(kept)
 
 
 def test_every_part_is_named(whole: Whole) -> None:

@@ -423,7 +423,7 @@ class Whole:
                 problems.append("another model, although no site was left out of any release")
         elif row.state not in ENDED:
             problems.append(f"the run is {row.state}: {row.message}")
-        elif "spent" not in row.message and "charged" not in row.message:
+        elif "spent" not in row.message.lower():
             problems.append(f"the end does not say what was spent: {row.message}")
         return End(
             state=row.state,
