@@ -148,6 +148,10 @@ def test_the_supernode_listens_on_loopback_and_knows_nothing_of_our_environment(
     assert PLANTED not in variables and variables["FLWR_TELEMETRY_ENABLED"] == "0"
     assert process.cwd() == str(field.root / SITE)
     directory = field.root / SITE
+    for _ in range(600):  # it is written once the SuperLink has answered
+        if (directory / "supernode.id").exists():
+            break
+        time.sleep(0.1)
     for name in ("superexec.secret", "supernode.log", "supernode.id"):
         assert (directory / name).stat().st_mode & 0o077 == 0
 

@@ -336,15 +336,16 @@ def test_many_sites_at_once(board: Switchboard) -> None:
     app = board.app(*sites)
     with ThreadPoolExecutor(8) as pool:
         couriers = dict(zip(sites, pool.map(board.opened, sites), strict=True))
+    heard: set[tuple[str, int, bytes]] = set()
     for exchange in range(1, 21):
         for site in sites:
             app.say(ask(exchange, f"{site}{exchange}".encode(), site))
         for site in sites:
-            question = couriers[site].hear()
+            question = couriers[site].hear(30.0)
             couriers[site].say(pb.Frame(seq=question.seq, ack=question.seq, envelope=question.envelope + b"!"))
-    heard: set[tuple[str, int, bytes]] = set()
-    while len(heard) < 160:
-        frame = app.hear()
-        if frame.exchange:
-            heard.add((frame.site, frame.exchange, frame.envelope))
+        # As a run does: of a site with two questions open, the hub forgets the older at a third.
+        while len(heard) < 8 * exchange:
+            frame = app.hear(30.0)
+            if frame.exchange:
+                heard.add((frame.site, frame.exchange, frame.envelope))
     assert heard == {(s, e, f"{s}{e}!".encode()) for s in sites for e in range(1, 21)}
