@@ -107,11 +107,13 @@ def build(request: Request, study: Study, plan: Plan, worlds: dict[str, pd.DataF
     for name in sorted(worlds):
         site = out / "sites" / name
         site.mkdir(parents=True)
+        site.chmod(0o700)  # as `site init` makes it
         key, officers[name] = generate(), generate()
         save_private(key, site / "site.key")
         save_public(officers[name].public_key(), site / "officer.pub")
         public[name] = key.public_key().public_bytes_raw().hex()
         Ledger.create(site / "ledger.db", name, key).close()
+        (site / "ledger.db").chmod(0o600)
         worlds[name].to_parquet(site / "data.parquet", index=False)
         np.save(site / ROW_NAMES, worlds[name].index.to_numpy())
         Policy(
