@@ -22,7 +22,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 import cohortium.common.protocol.flower  # noqa: F401  (switches Flower's telemetry off)
 from cohortium.common.errors import UsageError
+from cohortium.common.processes import leave_with
 
 HOST = "127.0.0.1"
 # Flower's heartbeat interval (30 s) times its patience (2), and a little for the clocks.
@@ -220,17 +220,6 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _leave_with(parent: int) -> None:
-    """End this process when its parent has gone, so that a killed courier leaves no SuperNode behind."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _clean_ends(pull_and_store: Callable[..., int | None], ended: type[BaseException]) -> Callable[..., int | None]:
     """Flower's fetching of one message, with the run's end inside it taken for a failure, which Flower clears up after.
 
@@ -260,7 +249,7 @@ def main() -> None:
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli import flower_supernode
 
-    _leave_with(os.getppid())
+    leave_with(os.getppid())
     pull_and_store = start_client_internal._pull_and_store_message
     start_client_internal._pull_and_store_message = _clean_ends(pull_and_store, RunNotRunningException)
     if not os.environ.get("COHORTIUM_STOCK_PACE"):

@@ -65,7 +65,6 @@ def listen(
         maximum_concurrent_rpcs=threads,
         options=[
             *server_options(KeepAlive(), max_envelope_bytes=most_bytes),
-            ("grpc.http2.min_ping_interval_without_data_ms", 4_000),
             ("grpc.max_concurrent_streams", 32),
             ("grpc.max_metadata_size", 8 * 1024),
             ("grpc.max_allowed_incoming_connections", connections),

@@ -49,6 +49,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 import cohortium.common.protocol.flower  # noqa: F401  (switches Flower's telemetry off)
 from cohortium.common.errors import PeerUnreachable, UsageError
+from cohortium.common.processes import leave_with
 
 HOST = "127.0.0.1"
 SHIM = Path(__file__).parent / "shim"
@@ -364,22 +365,11 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _leave_with(parent: int) -> None:
-    """End this process when its parent has gone, so that a killed supervisor leaves no SuperLink behind."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main(folder: Path, port: int) -> None:
     """The child process: Flower's own command with our settings."""
     from flwr.superlink.cli import flower_superlink
 
-    _leave_with(os.getppid())
+    leave_with(os.getppid())
     # One SuperLink a folder, for as long as this process lives.
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     os.set_inheritable(lock, False)

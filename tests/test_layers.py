@@ -25,6 +25,7 @@ VOCABULARY = frozenset({"schema", "table_schema", "toml_reader", "study", "study
 ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "modes": frozenset({"errors"}),  # who may read a key file
+    "processes": frozenset(),  # what child processes have in common
     "terminal": frozenset({"errors"}),  # how a command prints
     "vocabulary": frozenset({"errors"}),
     "messages": frozenset({"errors"}),
