@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import signal
 import sys
 import threading
 import time
@@ -56,6 +55,7 @@ from cohortium.client.app import app as client_app
 from cohortium.client.supernode import TAKEN_FOR_S, SuperNode, sign_off, start_supernode
 from cohortium.common.errors import CohortiumError, UsageError
 from cohortium.common.modes import refuse_all, refuse_open
+from cohortium.common.processes import stopping
 from cohortium.common.protocol.flower import Parcel, Refusal, reply
 
 App = Callable[[Message, Context], Message]
@@ -341,12 +341,11 @@ def main(arguments: list[str]) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # for the SuperNode too: a core would hold their keys
     directory = Path(arguments[0]).resolve()
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     try:
         refuse_open(directory)
         refuse_all(directory / name for name in SECRETS)
-        run_courier(directory, stop)
+        with stopping(stop):
+            run_courier(directory, stop)
     except CohortiumError as error:
         print("\n".join(error.lines()), file=sys.stderr)
         return error.exit_code

@@ -11,10 +11,9 @@ import contextlib
 import ctypes
 import os
 import resource
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from cohortium.client.guard import Guard
 from cohortium.client.site import GUARD_SECRETS
 from cohortium.common.errors import CohortiumError
 from cohortium.common.modes import refuse_all, refuse_open
+from cohortium.common.processes import stopping
 from cohortium.common.protocol import consortium_pb2 as pb
 from cohortium.common.protocol import consortium_pb2_grpc as rpc
 from cohortium.common.protocol.messages import MAX_ENVELOPE_BYTES
@@ -100,9 +100,9 @@ def serve_guard(
         )
         try:
             rpc.add_GuardServicer_to_server(service, server)  # type: ignore[no-untyped-call]
-            bind(server, socket, mode=SOCKET_MODE)
-            server.start()
-            with _signals(stop):
+            with stopping(stop):
+                bind(server, socket, mode=SOCKET_MODE)
+                server.start()
                 if ready is not None:
                     ready()
                 stop.wait()
@@ -112,20 +112,6 @@ def serve_guard(
             service.close()
     finally:
         os.close(lock)
-
-
-@contextlib.contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop`; outside the main thread, where Python allows no handlers, the caller does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def harden() -> None:

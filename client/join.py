@@ -25,6 +25,7 @@ from typing import IO, Literal
 from cohortium.client.site import Site, User, give_to
 from cohortium.common.errors import Refused, UsageError
 from cohortium.common.modes import make_private
+from cohortium.common.processes import stopping
 
 Part = Literal["guard", "courier"]
 PARTS: tuple[Part, ...] = ("guard", "courier")
@@ -218,12 +219,8 @@ def join(
         say("this site is paused: the guard will refuse every message until `cohortium site unpause`")
     make_private(site.logs)
     stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with stopping(stop):
         return Supervisor(site, parts=parts, users=users, say=say).run(stop)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def become(site: Site, part: Part) -> None:

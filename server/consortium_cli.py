@@ -242,8 +242,8 @@ def serve(
     with failures(as_json=as_json):
         import threading
 
+        from cohortium.common.processes import stopping
         from cohortium.server.serve import serve as run_service
-        from cohortium.server.serve import stopping
 
         from cohortium.server.consortium import Consortium  # isort: skip  (after serve: it must load TLS first)
 
@@ -262,7 +262,7 @@ def serve(
                 sys.stderr.flush()
 
         stop = threading.Event()
-        with stopping(stop):
+        with stopping(stop, impatient=True):
             run_service(Consortium(directory), transport=transport, stop=stop, say=say)
 
 

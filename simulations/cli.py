@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from cohortium.client.cli import site_app
 from cohortium.common.errors import UsageError
 from cohortium.common.evaluation.report import TITLES
 from cohortium.common.privacy.budget import rounded_up
+from cohortium.common.processes import stopping
 from cohortium.common.terminal import emit, err, failures, out
 from cohortium.server import cli as server_cli
 from cohortium.server import consortium_cli
@@ -213,18 +213,12 @@ class _Bar:
 def _watched(releases: int) -> Iterator[tuple[_Bar, threading.Event]]:
     """Progress, and a Ctrl-C that stops after the release under way (a second one at once)."""
     stop, bar = threading.Event(), _Bar(releases)
-
-    def interrupt(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        bar.say("Stopping after this release (Ctrl-C again: at once) ...")
-
-    before = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield bar, stop
+        with stopping(
+            stop, impatient=True, also=lambda: bar.say("Stopping after this release (Ctrl-C again: at once) ...")
+        ):
+            yield bar, stop
     finally:
-        signal.signal(signal.SIGINT, before)
         bar.close()
 
 

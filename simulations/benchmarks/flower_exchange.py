@@ -29,6 +29,7 @@ from flwr.app import Context, Message
 
 from cohortium.client.courier import run_courier
 from cohortium.common.errors import PeerUnreachable
+from cohortium.common.processes import stopping
 from cohortium.common.protocol.flower import HELLO, Parcel, reply, unpack
 from cohortium.server.app import coordinator_app, quick_pulls
 from cohortium.server.fleet_proxy import FleetProxy, start_fleet_proxy
@@ -193,9 +194,8 @@ def echo(name: str) -> object:
 
 def _courier(directory: Path, stock_pace: bool) -> None:
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    run_courier(directory, stop, app=echo(directory.name), stock_pace=stock_pace)  # type: ignore[arg-type]
+    with stopping(stop):
+        run_courier(directory, stop, app=echo(directory.name), stock_pace=stock_pace)  # type: ignore[arg-type]
 
 
 # ---- the benchmark ------------------------------------------------------------------------------------------

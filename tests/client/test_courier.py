@@ -377,7 +377,6 @@ def test_a_courier_does_not_start_with_keys_that_others_may_read(
     started: list[Path] = []
     limits: list[object] = []
     monkeypatch.setattr(courier, "run_courier", lambda directory, stop: started.append(directory))
-    monkeypatch.setattr(courier.signal, "signal", lambda *_: None)
     monkeypatch.setattr(resource, "setrlimit", lambda what, limit: limits.append((what, limit)))
     place = tmp_path / "courier"
     place.mkdir(mode=0o700)
