@@ -13,6 +13,7 @@ Flower is told the code and no more. What broke in our own code is in RUN/run/se
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -27,6 +28,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from cohortium.common.errors import CohortiumError, UsageError
+from cohortium.server.driving import driving
 from cohortium.server.transport import GridCourier
 
 Work = Callable[[GridCourier], None]
@@ -89,6 +91,16 @@ def _courier(grid: GridCourier, context: Context, root: Path) -> Any:
 
 def _drive(grid: GridCourier, context: Context) -> None:
     root = run_directory(context)
+    with contextlib.ExitStack() as stack:
+        if root.is_dir():  # else `_driven` says what is missing
+            try:
+                stack.enter_context(driving(root, context.run_id))
+            except CohortiumError as error:  # not in the run's events: those are the other process's
+                raise RunFailed(error.code) from None
+        _driven(grid, context, root)
+
+
+def _driven(grid: GridCourier, context: Context, root: Path) -> None:
     courier: Any = None
     try:
         from cohortium.server.asking import Stopped

@@ -13,6 +13,7 @@ one mirror, and the sites' machines.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -22,12 +23,13 @@ from typing import Protocol
 
 from cohortium.common.errors import CohortiumError
 from cohortium.common.protocol import certificates
+from cohortium.server import driving
 from cohortium.server.consortium import Consortium
 from cohortium.server.progress import told_spent
 from cohortium.server.register import Register, RunRow
 from cohortium.server.runs import RunFolder
 
-FIRST_WAIT_S = 5.0
+FIRST_WAIT_S = 2.0
 LONGEST_WAIT_S = 300.0
 UNKNOWN_S = 120.0
 """So long a SuperLink that answers may not know a run before the run counts as lost."""
@@ -177,18 +179,14 @@ class Conductor:
         self._say(row.run, told.state, told.message)
 
     def _running(self, row: RunRow) -> None:
-        status = self._status(row)
-        if status is not None and status.startswith("finished"):
+        if self._has_left(row):
             self._ended(row, stopped=False)
 
     def _stopping(self, row: RunRow) -> None:
         if row.flower_id is None:
             self._set(row, "void", "withdrawn before it began. Nothing was asked and nothing was spent.")
             return
-        status = self._status(row)
-        if status is None:
-            return
-        if status.startswith("finished"):
+        if self._has_left(row):
             self._ended(row, stopped=True)
             return
         (self._folder(row).root / STOP).touch()  # the ServerApp looks for it between two releases
@@ -248,6 +246,15 @@ class Conductor:
         self._set(row, "finished", f"published. {self._spent(folder)}")
 
     # ---- helpers --------------------------------------------------------------------------------------------
+
+    def _has_left(self, row: RunRow) -> bool:
+        """Whether nothing drives the run any more; the end of its process counts before Flower has noticed."""
+        if not row.flower_id or not driving.has_ended(self._folder(row).root, int(row.flower_id)):
+            status = self._status(row)
+            return status is not None and status.startswith("finished")
+        with contextlib.suppress(CohortiumError, KeyError):
+            self._engine.stop_run(int(row.flower_id))
+        return True
 
     def _status(self, row: RunRow) -> str | None:
         """Flower's word on the run; finished:lost where nobody can know of it any more; None: not known now."""

@@ -40,8 +40,8 @@ class Timings:
     streams after the hellos. lost: an exchange waits no longer than this for a site without a stream. hub: between two
     attempts to reach it."""
 
-    reopen_s: float = 3.0
-    reopen_again_s: float = 15.0
+    reopen_s: float = 2.0
+    reopen_again_s: float = 5.0
     message_s: float = 10.0
     opening_s: float = 40.0
     lost_s: float = 60.0

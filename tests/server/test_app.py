@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cohortium.common.protocol.flower import blank_context
 from cohortium.server import app, runs
 from cohortium.server.app import RunFailed, run_directory
 from cohortium.server.asking import Stopped
+from cohortium.server.driving import driving
 
 
 def context(**settings: str) -> Context:
@@ -119,3 +121,12 @@ def test_a_stop_ends_well_and_a_signal_leaves_a_line(consortium: Path, monkeypat
     with pytest.raises(SystemExit):
         app._drive(None, context(run_directory=str(root), transport="flower"))  # type: ignore[arg-type]
     assert [line["event"] for line in events(root)] == ["stopped", "interrupted"]
+
+
+def test_a_run_that_another_process_drives_is_left_alone(consortium: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = consortium / "runs" / "r1"
+    seen = drives(monkeypatch, None)
+    monkeypatch.setattr(app, "driving", partial(driving, wait_s=0.1))
+    with driving(root, 1), pytest.raises(RunFailed, match="RUN-DRIVEN"):
+        app._drive(object(), context(run_directory=str(root), transport="flower"))  # type: ignore[arg-type]
+    assert not seen and not events(root), "its events are another's"

@@ -21,6 +21,7 @@ from cohortium.server.conduct import (
     told_state,
 )
 from cohortium.server.consortium import Consortium
+from cohortium.server.driving import driving
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,29 @@ def test_from_the_proposal_to_the_end(proposed: tuple[Stage, str]) -> None:
     stage.tick()
     assert stage.finished == [run], "the end comes once"
     assert [state for state, _ in stage.log] == ["approved", "running", "running", "running", "finished"]
+
+
+def test_a_dead_serverapp_is_noticed_before_flower_does(running: tuple[Stage, str]) -> None:
+    stage, run = running
+    root = stage.folder(run).root
+    with driving(root, 1):
+        stage.tick()
+        assert stage.row(run).state == "running" and not stage.engine.stopped
+    stage.tick()
+    assert stage.row(run).state == "approved" and "RUN-KILLED" in stage.row(run).message
+    assert stage.engine.stopped == [1], "Flower is told"
+    stage.tick(seconds=10.0)
+    assert stage.row(run).state == "running" and len(stage.engine.configs) == 2
+    stage.tick()
+    assert stage.row(run).state == "running", "the lock of the first try says nothing about the second"
+
+
+def test_a_dead_serverapp_whose_flower_is_away_is_noticed_too(running: tuple[Stage, str]) -> None:
+    stage, run = running
+    with driving(stage.folder(run).root, 1):
+        stage.engine.down = True
+    stage.tick()
+    assert stage.row(run).state == "approved"
 
 
 def test_the_transport_of_a_run_is_its_own(template: tuple[Path, str], tmp_path: Path) -> None:
@@ -154,7 +178,7 @@ def test_waits_grow_and_have_an_end(running: tuple[Stage, str]) -> None:
             stage.tick(1)
             waited += 1
         waits.append(waited)
-    assert waits[:-1] == [5, 10, 20, 40, 80, 160, 300]
+    assert waits[:-1] == [2, 4, 8, 16, 32, 64, 128]
     row = stage.row(run)
     assert told_state(row) == "stopped" and "Gave up after 8 tries" in row.message and "cohortium resume" in row.message
     assert len(stage.engine.configs) == stage.made.limits.resume_attempts
