@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ from cohortium.client.policy import Policy
 from cohortium.common.errors import ProtocolError, Refused, UsageError
 from cohortium.common.modes import make_like_parent, write_private
 from cohortium.common.privacy.chain import is_hex
-from cohortium.common.privacy.plan import Plan
-from cohortium.common.protocol.messages import Message, canonical, digest, unseal
+from cohortium.common.proposals import APPROVAL, Proposal, approval_statement, is_run_id, read_proposal
+from cohortium.common.protocol.messages import canonical
 from cohortium.common.protocol.signing import (
     load_private,
     load_public,
@@ -34,62 +33,10 @@ from cohortium.common.protocol.signing import (
     sign_statement,
     verify_statement,
 )
-from cohortium.common.schema import Schema
 
-COORDINATOR = "coordinator"
-PURPOSE = "plan-approval"
 PAUSED = "paused"
 """While a file of this name lies in the guard's directory, the guard refuses everything."""
 DAY_S = 86_400
-_RUN = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Proposal:
-    """What the coordinator signed."""
-
-    run: str
-    plan: Plan
-    identities: dict[str, Ed25519PublicKey]
-    schema: Schema
-    exclude: tuple[str, ...]  # columns that a table may have and the study leaves out
-    envelope: bytes
-
-
-def proposal_message(
-    *, run: str, plan: Plan, identities: dict[str, str], schema: Schema, exclude: tuple[str, ...] = ()
-) -> Message:
-    """The proposal before it is sealed. identities: site -> hex of its Ed25519 key."""
-    return Message(
-        kind="study.proposal",
-        sender=COORDINATOR,
-        fields={"run": run, "plan": plan.to_json(), "identities": identities, "exclude": list(exclude)},
-        blobs={"dictionary": json.dumps(schema.to_dict(), sort_keys=True).encode()},
-    )
-
-
-def read_proposal(envelope: bytes, coordinator: Ed25519PublicKey) -> Proposal:
-    """A proposal, verified: signed by this coordinator, and plan, dictionary and keys fit together."""
-    message = unseal(envelope, coordinator, sender=COORDINATOR)
-    if message.kind != "study.proposal":
-        raise ProtocolError("PROPOSAL-FORM", "not a proposal")
-    try:
-        run, plan = message.fields["run"], Plan.from_json(message.fields["plan"])
-        schema = Schema.from_dict(json.loads(message.blobs["dictionary"]))
-        exclude = tuple(str(name) for name in message.fields["exclude"])
-        identities = {s: public_from_raw(bytes.fromhex(k)) for s, k in message.fields["identities"].items()}
-    except (KeyError, ValueError, TypeError, AttributeError):
-        raise ProtocolError("PROPOSAL-FORM", "the proposal cannot be read") from None
-    if not (isinstance(run, str) and _RUN.fullmatch(run)):
-        raise ProtocolError("PROPOSAL-FORM", "a run's id is lower-case letters, digits and dashes")
-    if schema.digest() != plan.dictionary_digest:
-        raise ProtocolError("PROPOSAL-DICTIONARY", "the dictionary is not the one that the plan names")
-    if set(identities) != set(plan.sites):
-        raise ProtocolError("PROPOSAL-SITES", "the proposal's keys are not those of the plan's sites")
-    if len({key.public_bytes_raw() for key in identities.values()}) != len(identities):
-        # One party under two names would sign two votes and hold two shares.
-        raise ProtocolError("PROPOSAL-KEYS", "two sites of the proposal have the same key")
-    return Proposal(run=run, plan=plan, identities=identities, schema=schema, exclude=exclude, envelope=envelope)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,7 +82,7 @@ class Approval:
             if name in self.signatures:
                 signature = bytes.fromhex(self.signatures[name])
                 try:
-                    verify_statement(public, PURPOSE, self.statement, signature, code="GUARD-NOT-APPROVED")
+                    verify_statement(public, APPROVAL, self.statement, signature, code="GUARD-NOT-APPROVED")
                 except ProtocolError:
                     continue
                 found.append(name)
@@ -215,16 +162,18 @@ def approve(
     folder = site / "approved" / proposal.run
     approval = _open_statement(folder, proposal, policy, officers, signer, at)
     if approval is None:
-        said = _statement(policy.name, proposal) | {"at": at, "expires": expires}
+        said = approval_statement(policy.name, proposal) | {"at": at, "expires": expires}
         approval = Approval(statement=said, signatures={})
-    signature = sign_statement(officer, PURPOSE, approval.statement).hex()
+    signature = sign_statement(officer, APPROVAL, approval.statement).hex()
     signed = Approval(statement=approval.statement, signatures={**approval.signatures, signer: signature})
     # Whole files, put in place at once: the guard may look at any moment.
     make_like_parent(make_like_parent(folder.parent) / folder.name)
     write_private(folder / "proposal.bin", envelope)
     write_private(folder / "approval.sig", signed.to_bytes())
     if officer.public_key() == load_public(site / "officer.pub"):
-        write_private(folder / "notice.sig", sign_statement(officer, PURPOSE, _statement(policy.name, proposal)))
+        write_private(
+            folder / "notice.sig", sign_statement(officer, APPROVAL, approval_statement(policy.name, proposal))
+        )
     return proposal
 
 
@@ -254,13 +203,13 @@ def _open_statement(
         return None
     signers = found.signers(officers)
     waiting = signer not in signers and 0 < len(signers) < policy.officers_needed
-    same = _statement(policy.name, proposal).items() <= found.statement.items()
+    same = approval_statement(policy.name, proposal).items() <= found.statement.items()
     return found if waiting and same and not found.over(now) else None
 
 
 def withdraw(site: Path, run: str) -> bool:
     """Take an approval back; it ends with the guard's next message. What was charged stays. False: there was none."""
-    if not _RUN.fullmatch(run):
+    if not is_run_id(run):
         raise Refused("GUARD-NOT-APPROVED", "no such run was approved here")
     path = site / "approved" / run / "approval.sig"
     if not path.exists():
@@ -286,7 +235,7 @@ def approval_files(site: Path, run: str, *, now: int | None = None) -> tuple[tup
     Asked at every message. Raises Refused: GUARD-PAUSED while hospital IT has stopped the guard; GUARD-NOT-APPROVED
     without the files, or once the approval has expired; CLOCK-BACK when the clock is before the approval.
     """
-    if not _RUN.fullmatch(run):
+    if not is_run_id(run):
         raise Refused("GUARD-NOT-APPROVED", "no such run was approved here")
     if os.path.lexists(site / PAUSED):
         raise Refused("GUARD-PAUSED", "this site is paused", hint="cohortium site unpause")
@@ -305,7 +254,7 @@ def approval_files(site: Path, run: str, *, now: int | None = None) -> tuple[tup
 
 def load_approved(site: Path, policy: Policy, run: str, *, now: int | None = None) -> Proposal:
     """The approved proposal of a run; Refused GUARD-NOT-APPROVED without enough officers' valid signatures."""
-    if not _RUN.fullmatch(run):
+    if not is_run_id(run):
         raise Refused("GUARD-NOT-APPROVED", "no such run was approved here")
     folder = site / "approved" / run
     try:
@@ -314,7 +263,7 @@ def load_approved(site: Path, policy: Policy, run: str, *, now: int | None = Non
         raise Refused("GUARD-NOT-APPROVED", "no such run was approved here") from None
     approval = Approval.from_bytes(signed)
     proposal = read_proposal(envelope, public_from_raw(bytes.fromhex(policy.coordinator_key)))
-    said = _statement(policy.name, proposal) | {"at": approval.at, "expires": approval.expires}
+    said = approval_statement(policy.name, proposal) | {"at": approval.at, "expires": approval.expires}
     if approval.statement != said:
         raise ProtocolError("GUARD-NOT-APPROVED", "the approval is for another site, run or proposal")
     if len(approval.signers(officers_of(site, policy))) < policy.officers_needed:
@@ -340,7 +289,3 @@ def refuse_clock(now: int, *, not_before: int) -> None:
             "the clock of this machine is more than a day before this run's approval",
             hint="set the clock (timedatectl set-ntp true) and start again",
         )
-
-
-def _statement(site: str, proposal: Proposal) -> dict[str, Any]:
-    return {"site": site, "run": proposal.run, "plan": proposal.plan.digest, "proposal": digest(proposal.envelope)}

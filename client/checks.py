@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from cohortium.client import calls
-from cohortium.client.approval import approvals, load_approved, read_proposal
+from cohortium.client.approval import approvals, load_approved
 from cohortium.client.inspection import account, read_charges
 from cohortium.client.policy import Policy
 from cohortium.client.reach import look
@@ -28,6 +28,7 @@ from cohortium.client.site import COURIER_SECRETS, GUARD_SECRETS, Site
 from cohortium.common.errors import CohortiumError
 from cohortium.common.modes import too_open
 from cohortium.common.privacy.ledger import CLOCK_SLACK_S, Ledger
+from cohortium.common.proposals import read_proposal
 from cohortium.common.protocol.certificates import CLIENT, check_chain, expires, fits, load_chain, renew_at
 from cohortium.common.protocol.signing import load_private, public_from_raw
 from cohortium.common.schema import Schema

@@ -253,7 +253,7 @@ def _show_offers(offers: Any, directory: Path) -> None:
 def _proposal(site: Any, run: str | None, file: Path | None) -> tuple[Any, str]:
     """A verified proposal, of a file or of the coordinator, and the coordinator's word about its state."""
     from cohortium.client import calls
-    from cohortium.client.approval import read_proposal
+    from cohortium.common.proposals import read_proposal
     from cohortium.common.protocol.signing import public_from_raw
 
     coordinator = public_from_raw(bytes.fromhex(site.policy().coordinator_key))

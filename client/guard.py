@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from cohortium.client.approval import COORDINATOR, PAUSED, Proposal, approval_files, load_approved
+from cohortium.client.approval import PAUSED, approval_files, load_approved
 from cohortium.client.gate import Gate
 from cohortium.client.loading import load_records
 from cohortium.client.policy import Policy
@@ -47,6 +47,7 @@ from cohortium.common.privacy.entropy import (
 )
 from cohortium.common.privacy.ledger import CLOCK_SLACK_S, Ledger
 from cohortium.common.privacy.release import Released, release
+from cohortium.common.proposals import COORDINATOR, Proposal
 from cohortium.common.protocol.channels import ChannelKeys, Directory, open_channel
 from cohortium.common.protocol.fixedpoint import to_ring
 from cohortium.common.protocol.messages import Message, canonical, content_digest, digest, unseal

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cohortium.client.approval import Approval, Proposal, officers_of
+from cohortium.client.approval import Approval, officers_of
 from cohortium.client.policy import Policy
 from cohortium.client.site import Site
 from cohortium.common.errors import CohortiumError
@@ -21,6 +21,7 @@ from cohortium.common.privacy.accountant import RdpFilter, epsilon
 from cohortium.common.privacy.budget import Event
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan
+from cohortium.common.proposals import Proposal
 from cohortium.common.protocol.messages import digest
 from cohortium.common.protocol.signing import fingerprint
 

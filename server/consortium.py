@@ -17,28 +17,27 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from cohortium.common.errors import Refused, UsageError
 from cohortium.common.modes import make_private
+from cohortium.common.proposals import proposal_message
 from cohortium.common.protocol import certificates
-from cohortium.common.protocol.messages import Message, canonical, seal
+from cohortium.common.protocol.messages import canonical, seal
 from cohortium.common.protocol.signing import generate, load_private, save_private
 from cohortium.common.study import Study, toml_text
 from cohortium.common.toml_reader import TomlFile
 from cohortium.server.pki import Issuer, create_issuer, create_root, save_server_leaf
 from cohortium.server.register import Member, Register
 from cohortium.server.runs import ANSWER_TIMEOUT_S, HELLO_TIMEOUT_S, RunFolder, new_run_id
-from cohortium.strategies.base import COORDINATOR
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from cohortium.common.privacy.plan import Plan
-    from cohortium.common.schema import Schema
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?|[0-9a-fA-F:]+")
@@ -293,9 +292,10 @@ class Consortium:
         for left in (part, final):  # of a proposal that was killed before the register knew it: nobody has seen it
             shutil.rmtree(left, ignore_errors=True)
         identities = {site.name: site.identity.hex() for site in sites}
-        envelope = _proposal(
-            self.key(), run=run, plan=plan, identities=identities, schema=study.schema, exclude=study.exclude
+        message = proposal_message(
+            run=run, plan=plan, identities=identities, schema=study.schema, exclude=study.exclude
         )
+        envelope = seal(message, self.key())
         facts = {
             "run": run,
             "consortium": self.name,
@@ -337,25 +337,6 @@ class Consortium:
                 where=(str(self.root),),
                 hint="make room, or lower [limits] free_disk_gb",
             )
-
-
-def _proposal(
-    key: Ed25519PrivateKey,
-    *,
-    run: str,
-    plan: Plan,
-    identities: Mapping[str, str],
-    schema: Schema,
-    exclude: Iterable[str],
-) -> bytes:
-    """What every officer reads and approves; client/approval.read_proposal is its reader."""
-    message = Message(
-        kind="study.proposal",
-        sender=COORDINATOR,
-        fields={"run": run, "plan": plan.to_json(), "identities": dict(identities), "exclude": list(exclude)},
-        blobs={"dictionary": json.dumps(schema.to_dict(), sort_keys=True).encode()},
-    )
-    return seal(message, key)
 
 
 def _read(path: Path) -> TomlFile:

@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cohortium.common.errors import CohortiumError
-from cohortium.common.privacy.plan import Plan
+from cohortium.common.proposals import APPROVAL, approval_statement, read_proposal
 from cohortium.common.protocol import consortium_pb2 as pb
 from cohortium.common.protocol.certificates import COORDINATOR, RESEARCHER, SITE, fingerprint, read_csr
 from cohortium.common.protocol.invitation import check_identity, check_rotation
-from cohortium.common.protocol.messages import digest, unseal
+from cohortium.common.protocol.messages import digest
 from cohortium.common.protocol.service import (
     CALL_S,
     MOST_RELAY_BYTES,
@@ -45,8 +45,6 @@ MOST_ROWS = 1_000_000_000
 MOST_CHECKPOINT = 16 * 1024
 SERVICE_THREADS = 256
 ENROL_THREADS = 8
-APPROVAL = "plan-approval"
-"""The purpose under which a site's officer signs (client/approval)."""
 
 
 def _rule(*roles: str, deadline_s: float | None = CALL_S, most: int = MOST_REQUEST_BYTES, at_once: int = 4) -> Rule:
@@ -234,7 +232,7 @@ class _Consortium:
         if digest(envelope) != request.proposal:
             raise Refusal(ServiceCode.PROPOSAL_OTHER)
         if not request.declined:
-            statement = approval_statement(site, request.run, envelope, self._coordinator)
+            statement = approval_statement(site, read_proposal(envelope, self._coordinator))
             _check_officer(caller.member, statement, request.signature)
         elif request.signature:
             raise Refusal(ServiceCode.MALFORMED)
@@ -348,13 +346,6 @@ class _Enrolment:
 
 
 # ---- inside -------------------------------------------------------------------------------------------------
-
-
-def approval_statement(site: str, run: str, envelope: bytes, coordinator: Ed25519PublicKey) -> dict[str, Any]:
-    """What an officer's signature stands under: site, run, the plan's digest and the envelope's."""
-    message = unseal(envelope, coordinator, sender="coordinator")
-    plan = Plan.from_json(message.fields["plan"])
-    return {"site": site, "run": run, "plan": plan.digest, "proposal": digest(envelope)}
 
 
 def _check_officer(member: Member, statement: dict[str, Any], signature: bytes) -> None:

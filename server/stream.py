@@ -23,7 +23,6 @@ import grpc
 from cohortium.common.errors import PeerUnreachable, UsageError
 from cohortium.common.protocol import consortium_pb2 as pb
 from cohortium.common.protocol import consortium_pb2_grpc as rpc
-from cohortium.common.protocol.flower import HELLO, STREAM, Parcel
 from cohortium.common.protocol.relaying import TICKET_BYTES, Code, check_run, invitation
 from cohortium.common.protocol.service import MOST_RELAY_BYTES
 from cohortium.common.protocol.sockets import local_options
@@ -283,34 +282,16 @@ class StreamCourier:
                 tickets = {site: self._tickets[site] for site in due}
             # The SuperLink may be away for a while; the run goes on with the streams that stand.
             with contextlib.suppress(Exception):
-                _ask_for_streams(self._grid, self._run, tickets, wait_s=self._timings.message_s)
+                self._grid.invite(
+                    {site: invitation(self._run, ticket) for site, ticket in tickets.items()},
+                    wait_s=self._timings.message_s,
+                )
 
     def _due(self, site: str, now: float) -> bool:
         asked = self._asked.get(site)
         if asked is None:
             return True
         return now - self._lost[site] >= self._timings.reopen_s and now - asked >= self._timings.reopen_again_s
-
-
-def _ask_for_streams(grid: GridCourier, run: str, tickets: Mapping[str, bytes], *, wait_s: float) -> None:
-    """One Flower message to each site; what counts is what the hub says, so the answers only end the wait.
-
-    A site that does not answer has perhaps come back as another node: it is looked for again.
-    """
-    parcels = {
-        grid._nodes[site]: Parcel(envelope=invitation(run, ticket), site=site)
-        for site, ticket in tickets.items()
-        if site in grid._nodes
-    }
-    _, absent = grid._round(parcels, STREAM, "stream", wait_s=wait_s)
-    missing = {site for site in tickets if grid._nodes.get(site) in absent}
-    if missing:
-        known = set(grid._nodes.values()) - set(absent)
-        nodes = [node for node in grid._node_ids() if node not in known]
-        hellos, _ = grid._round({node: Parcel() for node in nodes}, HELLO, "discover", wait_s=wait_s / 2)
-        for node, parcel in hellos.items():
-            if parcel.site in missing:
-                grid._nodes[parcel.site] = node
 
 
 class _HubLink:

@@ -17,7 +17,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from cohortium.common.errors import PeerUnreachable, ProtocolError
-from cohortium.common.protocol.flower import CARRY, HELLO, Parcel, request, unpack
+from cohortium.common.protocol.flower import CARRY, HELLO, STREAM, Parcel, request, unpack
 
 FIRST_POLL_S = 0.005
 LONGEST_POLL_S = 0.25
@@ -128,7 +128,7 @@ class GridCourier:
                 "GRID-TOO-FEW-SITES",
                 f"{len(found)} of {len(names)} sites answered within {timeout_s:g} s",
                 where=tuple(sorted(names - set(found))),
-                hint="start the missing sites' SuperNodes, then `cohortium simulate --resume`",
+                hint="start the missing sites' SuperNodes, then resume the run",
             )
         return self.sites
 
@@ -159,6 +159,24 @@ class GridCourier:
         self.absent = {site: Absence.UNKNOWN for site in messages if site not in self._nodes}
         self.absent |= {nodes[node]: reason for node, reason in absent.items()}
         return {site: parcels[node].envelope for node, site in nodes.items() if node in parcels}
+
+    def invite(self, invitations: Mapping[str, bytes], *, wait_s: float) -> None:
+        """Ask sites to open a stream. What counts is who opens one; the answers only end the wait.
+
+        A site that does not answer has perhaps come back as another node: it is looked for again.
+        """
+        parcels = {
+            self._nodes[site]: Parcel(envelope=envelope, site=site)
+            for site, envelope in invitations.items()
+            if site in self._nodes
+        }
+        _, absent = self._round(parcels, STREAM, "stream", wait_s=wait_s)
+        missing = {site for site in invitations if self._nodes.get(site) in absent}
+        if missing:
+            known = set(self._nodes.values()) - set(absent)
+            nodes = [node for node in self._node_ids() if node not in known]
+            hellos, _ = self._round({node: Parcel() for node in nodes}, HELLO, "discover", wait_s=wait_s / 2)
+            self._nodes |= {parcel.site: node for node, parcel in hellos.items() if parcel.site in missing}
 
     def _round(
         self,
@@ -221,7 +239,7 @@ class GridCourier:
             replies = list(self._grid.pull_messages(list(waiting)))
         except Exception as error:
             raise PeerUnreachable(
-                "GRID-DOWN", "the SuperLink does not answer", hint="start it, then `cohortium simulate --resume`"
+                "GRID-DOWN", "the SuperLink does not answer", hint="start it, then resume the run"
             ) from error
         for message in replies:
             to = message.metadata.reply_to_message_id

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cohortium.client.approval import approve, proposal_message
+from cohortium.client.approval import approve
 from cohortium.client.loading import ROW_NAMES
 from cohortium.client.policy import Policy, Rehearsal
 from cohortium.client.records import checked
@@ -29,6 +29,7 @@ from cohortium.client.sources.base import read
 from cohortium.common.errors import Refused, TableError, UsageError
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan
+from cohortium.common.proposals import proposal_message
 from cohortium.common.protocol.messages import canonical, seal
 from cohortium.common.protocol.signing import generate, save_private, save_public
 from cohortium.common.study import Study

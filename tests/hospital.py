@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cohortium.client.approval import approve, proposal_message
+from cohortium.client.approval import approve
 from cohortium.client.guard import Guard
 from cohortium.client.policy import Policy, Rehearsal
 from cohortium.client.records import records
@@ -21,6 +21,7 @@ from cohortium.common.encoding import Records, grids
 from cohortium.common.privacy.budget import WHOLE
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan, Stage
+from cohortium.common.proposals import proposal_message
 from cohortium.common.protocol.messages import Message, seal, unseal
 from cohortium.common.protocol.signing import from_seed, save_private, save_public
 from cohortium.common.queries import AnyQuery, Counts, Gradient, Moments

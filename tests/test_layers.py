@@ -31,6 +31,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "messages": frozenset({"errors"}),
     "budget": frozenset({"errors"}),
     "protocol": frozenset({"errors", "messages"}),
+    "proposals": frozenset(
+        {"errors", "vocabulary", "messages", "protocol", "privacy"}
+    ),  # plan, dictionary and keys in one
     "queries": frozenset({"errors", "vocabulary", "registry"}),
     "registry": frozenset({"errors", "generators"}),
     "privacy": frozenset({"errors", "vocabulary", "queries", "budget", "messages"}),

@@ -16,12 +16,11 @@ from cohortium.client.approval import (
     approve,
     load_approved,
     notice,
-    proposal_message,
-    read_proposal,
     withdraw,
 )
 from cohortium.common.errors import CohortiumError, ProtocolError, Refused, TableError, UsageError
 from cohortium.common.privacy.plan import Plan
+from cohortium.common.proposals import proposal_message, read_proposal
 from cohortium.common.protocol.messages import Message, seal
 from cohortium.strategies.base import COORDINATOR
 

@@ -12,11 +12,12 @@ from consortium import Party, start_party
 from hospital import key, plan, policy, schema, table
 
 from cohortium.client import checks
-from cohortium.client.approval import approve, proposal_message
+from cohortium.client.approval import approve
 from cohortium.client.checks import Check, filesystem_of, run_checks
 from cohortium.client.site import Site, join_consortium
 from cohortium.common.privacy.budget import Event
 from cohortium.common.privacy.ledger import Ledger
+from cohortium.common.proposals import proposal_message
 from cohortium.common.protocol.messages import seal
 from cohortium.common.protocol.signing import load_private
 from cohortium.strategies.base import COORDINATOR

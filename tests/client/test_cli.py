@@ -14,11 +14,12 @@ from consortium import Party, start_party
 from hospital import key, plan, schema, stage, table
 from typer.testing import CliRunner
 
-from cohortium.client.approval import load_approved, proposal_message
+from cohortium.client.approval import load_approved
 from cohortium.client.cli import site_app
 from cohortium.client.policy_draft import draft_policy
 from cohortium.client.site import Site
 from cohortium.common.privacy import chain
+from cohortium.common.proposals import proposal_message
 from cohortium.common.protocol.messages import seal
 from cohortium.common.protocol.signing import load_private
 from cohortium.strategies.base import COORDINATOR

@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 from hospital import RUN, Ward, counts, gradient, key, moments, plan, policy, proposal, schema, stage, ward
 
-from cohortium.client import approval as approval_module
 from cohortium.client import guard as guard_module
-from cohortium.client.approval import Approval, approve, proposal_message
+from cohortium.client.approval import Approval, approve
 from cohortium.common.errors import CohortiumError, TableError
 from cohortium.common.privacy.plan import Plan, Stage
+from cohortium.common.proposals import APPROVAL, approval_statement, proposal_message, read_proposal
 from cohortium.common.protocol.messages import Message, canonical, seal, unseal
 from cohortium.common.protocol.signing import sign_statement
 from cohortium.common.queries import LocalSteps
@@ -173,13 +173,13 @@ def slip_in(consortium: Ward, message: Message, *, signer: str = "officer of a",
     folder = consortium.directory("a") / "approved" / run
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        found = approval_module.read_proposal(envelope, key(COORDINATOR).public_key())
-        said = approval_module._statement("a", found)
+        found = read_proposal(envelope, key(COORDINATOR).public_key())
+        said = approval_statement("a", found)
     except CohortiumError:
         said = {"site": "a", "run": run, "plan": "0" * 64, "proposal": "0" * 64}
     statement = said | {"at": int(time.time()), "expires": 0}
     officer = key(signer)
-    signature = sign_statement(officer, approval_module.PURPOSE, statement).hex()
+    signature = sign_statement(officer, APPROVAL, statement).hex()
     name = key("officer of a").public_key().public_bytes_raw().hex()
     (folder / "proposal.bin").write_bytes(envelope)
     (folder / "approval.sig").write_bytes(Approval(statement=statement, signatures={name: signature}).to_bytes())

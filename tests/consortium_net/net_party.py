@@ -30,9 +30,10 @@ from consortium import NAME, enrol_member, leaf, make_pki
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from cohortium.client.approval import approve, proposal_message
+from cohortium.client.approval import approve
 from cohortium.client.policy import Policy
 from cohortium.common.privacy.plan import Plan
+from cohortium.common.proposals import proposal_message
 from cohortium.common.protocol.flower import Parcel, Refusal, reply, unpack
 from cohortium.common.protocol.messages import canonical, seal
 from cohortium.common.protocol.signing import generate, load_private, save_private, save_public

@@ -12,8 +12,8 @@ from conducting import PORTS, SITES, make, study_of
 from consortium import PASSPHRASE
 from cryptography import x509
 
-from cohortium.client.approval import proposal_message, read_proposal
 from cohortium.common.errors import CohortiumError, Refused, StudyError, UsageError
+from cohortium.common.proposals import proposal_message, read_proposal
 from cohortium.common.protocol import certificates
 from cohortium.common.protocol.messages import seal, unseal
 from cohortium.server import consortium as module

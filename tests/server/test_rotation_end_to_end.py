@@ -17,11 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hospital import RUN, Ward, counts, key, plan, schema, ward
 
 from cohortium.client import rotation
-from cohortium.client.approval import approve, proposal_message
+from cohortium.client.approval import approve
 from cohortium.client.rotation import rotate
 from cohortium.client.site import Site
 from cohortium.common.errors import Refused
 from cohortium.common.privacy.ledger import Ledger
+from cohortium.common.proposals import proposal_message
 from cohortium.common.protocol.invitation import check_rotation
 from cohortium.common.protocol.messages import Message, seal, unseal
 from cohortium.common.protocol.signing import load_private, public_from_raw

@@ -32,6 +32,7 @@ from grpc import RpcError, StatusCode, channel_ready_future
 
 from cohortium.client.connect import connect_with
 from cohortium.common.errors import UsageError
+from cohortium.common.proposals import APPROVAL, approval_statement, read_proposal
 from cohortium.common.protocol import consortium_pb2 as pb
 from cohortium.common.protocol import consortium_pb2_grpc as rpc
 from cohortium.common.protocol.certificates import key_pem, make_csr, new_key
@@ -41,7 +42,7 @@ from cohortium.common.protocol.service import STATUS, ServiceCode
 from cohortium.common.protocol.signing import sign_statement
 from cohortium.server.pki import Issuer, save_server_leaf
 from cohortium.server.register import Register
-from cohortium.server.service import APPROVAL, METHODS, approval_statement
+from cohortium.server.service import METHODS
 
 PROTO = Path(__file__).resolve().parents[2] / "common" / "protocol" / "consortium.proto"
 PLANTED = "patient Jane Doe 4711 has stage IV"
@@ -336,7 +337,7 @@ def test_a_proposal_is_answered_with_the_officers_signature(party: Party, propos
     stub = party.stub(leaf(party.issuer, "north"))
     (offered,) = stub.Proposals(pb.Nothing(), timeout=5)
     assert (offered.run, offered.state) == (proposed, "open")
-    statement = approval_statement("north", proposed, offered.envelope, signer("coordinator").public_key())
+    statement = approval_statement("north", read_proposal(offered.envelope, signer("coordinator").public_key()))
     good = {
         "run": proposed,
         "proposal": digest(offered.envelope),
@@ -359,22 +360,6 @@ def test_a_proposal_is_answered_with_the_officers_signature(party: Party, propos
     west = party.stub(leaf(party.issuer, "west"))
     assert list(west.Proposals(pb.Nothing(), timeout=5)) == []
     assert said(lambda: west.Approve(pb.Approval(**good), timeout=5)) == "RUN-UNKNOWN"
-
-
-def test_the_officers_signature_is_the_one_that_the_site_writes(tmp_path: Path) -> None:
-    """The statement is built in two places, here and at the hospital."""
-    from hospital import key, plan, proposal, ward
-
-    from cohortium.client import approval
-
-    agreed = plan()
-    made = ward(tmp_path, agreed)
-    envelope = proposal(agreed)
-    read = approval.read_proposal(envelope, key("coordinator").public_key())
-    assert approval.PURPOSE == APPROVAL
-    statement = approval_statement("a", read.run, envelope, key("coordinator").public_key())
-    assert approval._statement("a", read) == statement
-    made.close()
 
 
 def test_a_run_of_others_looks_like_none(party: Party, proposed: str) -> None:
