@@ -33,7 +33,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "protocol": frozenset({"errors", "messages"}),
     "proposals": frozenset(
         {"errors", "vocabulary", "messages", "protocol", "privacy"}
-    ),  # plan, dictionary and keys in one
+    ),  # plan, keys, dictionary
     "queries": frozenset({"errors", "vocabulary", "registry"}),
     "registry": frozenset({"errors", "generators"}),
     "privacy": frozenset({"errors", "vocabulary", "queries", "budget", "messages"}),
