@@ -31,9 +31,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "messages": frozenset({"errors"}),
     "budget": frozenset({"errors"}),
     "protocol": frozenset({"errors", "messages"}),
-    "proposals": frozenset(
-        {"errors", "vocabulary", "messages", "protocol", "privacy"}
-    ),  # plan, keys, dictionary
+    "proposals": frozenset({"errors", "vocabulary", "messages", "protocol", "privacy"}),  # plan, keys, dictionary
     "queries": frozenset({"errors", "vocabulary", "registry"}),
     "registry": frozenset({"errors", "generators"}),
     "privacy": frozenset({"errors", "vocabulary", "queries", "budget", "messages"}),
