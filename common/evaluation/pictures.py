@@ -214,6 +214,8 @@ def burn_down(ids: Identifiers, plan: Sequence[PlanRow], *, total: float, amount
         body.append(f'<path class="limit" d="M{_n(left + total * scale)} {top}V{_n(bottom)}"/>')
     for i, row in enumerate(plan):
         y, now = top + step * i, min(row.epsilon_cumulated, most)
+        if now < before:  # other patients, who have spent nothing yet
+            before = 0.0
         body.append(
             f'<text class="halo" x="{left}" y="{_n(y + 13)}"><title>{escape(row.purpose)}</title>'
             f"{cut(row.purpose, 42)}</text>"
@@ -223,7 +225,7 @@ def burn_down(ids: Identifiers, plan: Sequence[PlanRow], *, total: float, amount
             f'<rect class="syn" x="{_n(left + before * scale)}" y="{_n(y + 18)}" '
             f'width="{_n(max((now - before) * scale, 1.2))}" height="11"/>'
         )
-        before = max(now, before)
+        before = now
     return frame(
         ids,
         bottom + 6,
