@@ -27,7 +27,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
 from flwr.app import Context, Message
 from flwr.common.constant import SubStatus
 from flwr.common.serde import context_from_proto, message_from_proto
@@ -56,6 +55,7 @@ from cohortium.client.supernode import TAKEN_FOR_S, SuperNode, sign_off, start_s
 from cohortium.common.errors import CohortiumError, UsageError
 from cohortium.common.modes import refuse_all, refuse_open
 from cohortium.common.processes import stopping
+from cohortium.common.protocol.certificates import renew_at
 from cohortium.common.protocol.flower import Parcel, Refusal, reply
 
 App = Callable[[Message, Context], Message]
@@ -293,13 +293,6 @@ def _attend(node: SuperNode, app: App, stop: threading.Event) -> bool:
     if not worker.is_alive():
         tasks.close()
     return known
-
-
-def renew_at(chain_pem: bytes) -> datetime:
-    """When two thirds of the first certificate's life are over."""
-    leaf = x509.load_pem_x509_certificates(chain_pem)[0]
-    begins, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
-    return begins + (ends - begins) * 2 / 3
 
 
 def _renew(directory: Path, stop: threading.Event) -> None:

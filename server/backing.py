@@ -67,7 +67,7 @@ class LiveBacking:
     def rows(self, run: str, rows: int, format: str) -> Iterator[bytes]:
         """The published table, or as many rows as are asked for, in pieces. rows 0: the published ones.
 
-        Refused RUN-UNFINISHED, ROWS-BUSY; UsageError ROWS-FORMAT, ROWS-NUMBER. All before the first piece.
+        Refused RUN-UNFINISHED, BUSY; UsageError ROWS-FORMAT, ROWS-NUMBER. All before the first piece.
         """
         if format not in ("parquet", "csv"):
             raise UsageError("ROWS-FORMAT", "rows come as parquet or csv")
@@ -99,16 +99,16 @@ class LiveBacking:
     def _sampled(self, folder: RunFolder, rows: int, format: str) -> Iterator[bytes]:
         """In a process of its own: sampling wants the memory of a whole model, and the service's threads their time."""
         if not self._sampling.acquire(blocking=False):
-            raise Refused("ROWS-BUSY", "rows are being sampled for somebody else", hint="ask again in a minute")
+            raise Refused("BUSY", "rows are being sampled for somebody else", hint="ask again in a minute")
         try:
             place = tempfile.TemporaryDirectory(prefix="rows-", dir=self._consortium.runs)
             out = Path(place.name) / f"rows.{format}"
             command = [sys.executable, "-m", "cohortium.server.finish", "rows", str(folder.root), str(rows), str(out)]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SAMPLING_S)
             if done.returncode or not out.exists():
-                raise PeerUnreachable("ROWS-FAILED", "the rows could not be sampled")
+                raise PeerUnreachable("UNAVAILABLE", "the rows could not be sampled")
         except subprocess.TimeoutExpired:
-            raise PeerUnreachable("ROWS-FAILED", "sampling took too long") from None
+            raise PeerUnreachable("UNAVAILABLE", "sampling took too long") from None
         finally:
             self._sampling.release()
 

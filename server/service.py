@@ -52,7 +52,7 @@ def _rule(*roles: str, deadline_s: float | None = CALL_S, most: int = MOST_REQUE
 
 
 METHODS: dict[str, Rule] = {
-    "Renew": _rule(SITE),
+    "Renew": _rule(SITE, RESEARCHER),
     "Rotate": _rule(SITE),
     "Members": _rule(SITE, COORDINATOR),
     "Proposals": _rule(SITE),

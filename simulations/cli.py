@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cohortium.client.cli import site_app
+from cohortium.client.member_cli import member_app
 from cohortium.common.errors import UsageError
 from cohortium.common.evaluation.report import TITLES
 from cohortium.common.privacy.budget import rounded_up
@@ -46,6 +47,7 @@ app.command("doctor")(server_cli.doctor)
 app.add_typer(consortium_cli.consortium_app, name="consortium")
 app.add_typer(consortium_cli.sites_app, name="sites")
 app.add_typer(site_app, name="site")
+app.add_typer(member_app, name="member")
 for command in (consortium_cli.serve, consortium_cli.run, consortium_cli.watch, consortium_cli.stop):
     app.command(command.__name__)(command)
 app.command("resume")(consortium_cli.resume)

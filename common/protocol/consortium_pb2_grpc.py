@@ -215,7 +215,7 @@ class ConsortiumServicer(object):
     """
 
     def Renew(self, request, context):
-        """site: a new certificate for the same name, before the old one ends.
+        """site, researcher: a new certificate for the same name, before the old one ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

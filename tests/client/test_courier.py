@@ -30,7 +30,7 @@ from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 
 from cohortium.client import courier, guard_port
-from cohortium.client.courier import CourierSettings, TaskLoop, installed_app, renew_at
+from cohortium.client.courier import CourierSettings, TaskLoop, installed_app
 from cohortium.common.errors import UsageError
 from cohortium.common.protocol.flower import CARRY, HELLO, Parcel, Refusal, pack, reply, unpack
 
@@ -336,11 +336,6 @@ def leaf(begins: datetime, hours: float) -> bytes:
         .sign(key, hashes.SHA256())
     )
     return made.public_bytes(serialization.Encoding.PEM)
-
-
-def test_a_certificate_is_due_at_two_thirds_of_its_life() -> None:
-    begins = datetime(2030, 1, 1, tzinfo=UTC)
-    assert renew_at(leaf(begins, 24)) == begins + timedelta(hours=16)
 
 
 def test_a_certificate_that_is_due_is_renewed_and_a_failure_is_tried_again(

@@ -204,7 +204,7 @@ def test_status_rows_and_stop(made: Consortium, tmp_path: Path) -> None:
     (made.runs / run / "synthetic.csv").write_bytes(b"a,b\n" * 100_000)
     pieces = list(backing.rows(run, 0, "csv"))
     assert len(pieces) == 2 and b"".join(pieces) == b"a,b\n" * 100_000
-    with pytest.raises(PeerUnreachable, match="ROWS-FAILED"):
+    with pytest.raises(PeerUnreachable, match="UNAVAILABLE"):
         backing.rows(run, 7, "csv")  # there is no model
     assert not list(made.runs.glob("rows-*"))
     other = made.propose(tmp_path / "study" / "study.toml")
