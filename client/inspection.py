@@ -16,9 +16,10 @@ from typing import Any
 from cohortium.client.approval import Approval, officers_of
 from cohortium.client.policy import Policy
 from cohortium.client.site import Site
-from cohortium.common.errors import CohortiumError
+from cohortium.common.errors import CohortiumError, Refused
 from cohortium.common.privacy.accountant import RdpFilter, epsilon
 from cohortium.common.privacy.budget import Event
+from cohortium.common.privacy.chain import REHEARSAL
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.proposals import Proposal
@@ -30,6 +31,9 @@ KINDS = {
     "counts": "noised counts of patients in bins",
     "moments": "noised sums of bounded features of patients",
     "gradient": "a noised sum of clipped gradients",
+    "tallies": "noised counts of patients in bins made from several columns",
+    "sums": "noised sums of clipped features of patients",
+    "estimates": "a noised sum of clipped scores of a regression",
 }
 
 
@@ -66,6 +70,13 @@ def fits(policy: Policy, charges: Charges) -> bool:
 def read_charges(site: Site) -> list[tuple[Event, int]]:
     with Ledger.open(site.guard / "ledger.db") as ledger:
         return ledger.charged_events()
+
+
+def was_rehearsed(site: Site, charged: Charges) -> bool:
+    """Whether this ledger ever held a rehearsal: the gate then refuses everything under a real policy."""
+    with Ledger.open(site.guard / "ledger.db") as ledger:
+        noted = any(note["about"] == REHEARSAL for note in ledger.book.notes)
+    return noted or any(event.kind == "non-private" for event, _ in charged)
 
 
 def unanswered(site: Site, proposal: Proposal) -> list[tuple[Event, int]]:
@@ -173,6 +184,14 @@ def inspect(site: Site, proposal: Proposal, *, state: str = "") -> Inspection:
         except CohortiumError as error:
             objections.append(error)
     charged = read_charges(site)
+    if policy.rehearsal is None and was_rehearsed(site, charged):
+        objections.append(
+            Refused(
+                "GATE-CAP",
+                "something was computed here without noise, or with noise from a seed: the guard will refuse",
+                hint="a rehearsal's ledger is not a hospital's: start with a new site directory",
+            )
+        )
     more = unanswered(site, proposal)
     after = [*charged, *more]
     approval: Approval | None = None

@@ -14,10 +14,12 @@ from hospital import key, plan, policy, schema, table
 from cohortium.client import checks
 from cohortium.client.approval import approve
 from cohortium.client.checks import Check, filesystem_of, run_checks
+from cohortium.client.inspection import inspect
 from cohortium.client.site import Site, join_consortium
+from cohortium.common.privacy import chain
 from cohortium.common.privacy.budget import Event
 from cohortium.common.privacy.ledger import Ledger
-from cohortium.common.proposals import proposal_message
+from cohortium.common.proposals import proposal_message, read_proposal
 from cohortium.common.protocol.messages import seal
 from cohortium.common.protocol.signing import load_private
 from cohortium.strategies.base import COORDINATOR
@@ -67,6 +69,17 @@ def test_a_good_site_passes(site: Site, party: Party) -> None:
     assert found["users"].word == "warn"  # one user owns both here
     assert all(one.fix for one in found.values() if one.word in ("fail", "warn"))
     assert "fleet port" not in lines(site, network=False)
+
+
+def test_a_rehearsals_ledger_is_told_before_the_guard_refuses(site: Site) -> None:
+    """By `site check`, and to the officer by `site inspect`."""
+    envelope = (site.guard / "approved" / "run-1" / "proposal.bin").read_bytes()
+    proposal = read_proposal(envelope, key(COORDINATOR).public_key())
+    assert not inspect(site, proposal).objections and lines(site)["ledger"].word == "ok"
+    with Ledger.open(site.guard / "ledger.db", load_private(site.guard / "site.key")) as ledger:
+        ledger.note(chain.REHEARSAL, run="run-0")
+    assert [error.code for error in inspect(site, proposal).objections] == ["GATE-CAP"]
+    assert lines(site)["ledger"].word == "fail"
 
 
 def open_key(site: Site) -> None:
