@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Literal
 
@@ -150,7 +151,7 @@ class Supervisor:
             env=environment(self.site, part),
             start_new_session=True,
             umask=0o077,
-            preexec_fn=_end_with_parent,
+            preexec_fn=partial(_end_with, os.getpid()),
             user=None if owner is None else owner.uid,
             group=None if owner is None else owner.gid,
             extra_groups=None if owner is None else list(owner.groups),
@@ -263,10 +264,12 @@ def _how(code: int) -> str:
     return f"code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
 
-def _end_with_parent() -> None:
+def _end_with(supervisor: int) -> None:
     """A child of a killed supervisor ends too: a guard that nobody stops would keep the ledger's lock."""
     if sys.platform == "linux":
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != supervisor:  # it died before this child could ask for the signal
+            os._exit(1)
 
 
 def _logger(site: Site, part: Part) -> logging.Logger:

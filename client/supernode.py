@@ -36,7 +36,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 import cohortium.common.protocol.flower  # noqa: F401  (switches Flower's telemetry off)
 from cohortium.common.errors import UsageError
-from cohortium.common.processes import leave_with
+from cohortium.common.processes import leave_with_parent, parent
 
 HOST = "127.0.0.1"
 # Flower's heartbeat interval (30 s) times its patience (2), and a little for the clocks.
@@ -119,7 +119,7 @@ def start_supernode(directory: Path, *, fleet_address: str, stock_pace: bool = F
         *("--isolation", "process", "--superexec-auth-secret-file", str(directory / "superexec.secret")),
         *("--host", HOST, "--port", str(port)),
     ]
-    environment = _environment(directory) | ({"COHORTIUM_STOCK_PACE": "1"} if stock_pace else {})
+    environment = _environment(directory) | parent() | ({"COHORTIUM_STOCK_PACE": "1"} if stock_pace else {})
     with open(log, "ab", opener=_private) as out:
         process = subprocess.Popen(
             command,
@@ -249,7 +249,7 @@ def main() -> None:
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli import flower_supernode
 
-    leave_with(os.getppid())
+    leave_with_parent()
     pull_and_store = start_client_internal._pull_and_store_message
     start_client_internal._pull_and_store_message = _clean_ends(pull_and_store, RunNotRunningException)
     if not os.environ.get("COHORTIUM_STOCK_PACE"):

@@ -10,14 +10,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+PARENT = "COHORTIUM_PARENT"
+"""The supervisor's process id, in a child's environment. Asked of the system later, a child whose supervisor died
+while it was loading its modules would take its adopter for the supervisor and stay for ever."""
+LEAVE_WITHIN_S = 10.0
 
-def leave_with(parent: int) -> None:
-    """End this process by SIGTERM when its parent has gone, so that a killed supervisor leaves no child behind."""
+
+def parent() -> dict[str, str]:
+    """What a supervisor adds to the environment of a child that calls `leave_with_parent`."""
+    return {PARENT: str(os.getpid())}
+
+
+def leave_with_parent() -> None:
+    """End this process when its supervisor has gone: by SIGTERM, and by SIGKILL if it is still there after a while."""
+    supervisor = int(os.environ.pop(PARENT, os.getppid()))
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == supervisor:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LEAVE_WITHIN_S)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -49,7 +49,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 import cohortium.common.protocol.flower  # noqa: F401  (switches Flower's telemetry off)
 from cohortium.common.errors import PeerUnreachable, UsageError
-from cohortium.common.processes import leave_with
+from cohortium.common.processes import leave_with_parent, parent
 
 HOST = "127.0.0.1"
 SHIM = Path(__file__).parent / "shim"
@@ -108,7 +108,7 @@ class SuperLink:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                env=_environment(folder, consortium),
+                env=_environment(folder, consortium) | parent(),
                 cwd=folder,
                 # Ctrl-C in the terminal is the supervisor's business: it stops its children in order.
                 start_new_session=True,
@@ -369,7 +369,7 @@ def main(folder: Path, port: int) -> None:
     """The child process: Flower's own command with our settings."""
     from flwr.superlink.cli import flower_superlink
 
-    leave_with(os.getppid())
+    leave_with_parent()
     # One SuperLink a folder, for as long as this process lives.
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     os.set_inheritable(lock, False)

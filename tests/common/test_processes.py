@@ -56,22 +56,44 @@ def test_in_another_thread_it_leaves_signals_alone() -> None:
 
 
 def test_a_child_leaves_with_its_parent() -> None:
-    child = "import os, time; from cohortium.common.processes import leave_with; leave_with({}); time.sleep(60)"
-    parent = (
-        "import os, subprocess, sys\n"
-        f"code = {child!r}.format(os.getpid())\n"
-        "print(subprocess.Popen([sys.executable, '-c', code]).pid, flush=True)\n"
+    pid = orphan("leave_with_parent(); time.sleep(60)")
+    assert gone(pid)
+
+
+def test_a_child_that_is_slow_to_begin_leaves_too() -> None:
+    """Its supervisor is dead before the child asks who that is; red with os.getppid() at that time."""
+    assert gone(orphan("time.sleep(1.5); leave_with_parent(); time.sleep(60)"))
+
+
+def test_a_child_that_hears_no_sigterm_is_killed() -> None:
+    deaf = "processes.LEAVE_WITHIN_S = 0.5; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    assert gone(orphan(deaf + "leave_with_parent(); time.sleep(60)"))
+
+
+def orphan(does: str) -> int:
+    """The process of a child whose supervisor was killed as soon as it had started it."""
+    child = (
+        f"import signal, time; from cohortium.common import processes; from cohortium.common.processes import *; {does}"
+    )
+    supervisor = (
+        "import os, subprocess, sys; from cohortium.common.processes import parent\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], env=os.environ | parent(), stdout=2)\n"
+        "print(child.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, timeout=60)
-    pid = int(done.stdout)
+    with subprocess.Popen([sys.executable, "-c", supervisor], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        return int(process.stdout.readline())
+
+
+def gone(pid: int) -> bool:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
             with open(f"/proc/{pid}/stat") as file:
                 if file.read().rsplit(")", 1)[1].split()[0] == "Z":
-                    return
+                    return True
         except FileNotFoundError:
-            return
+            return True
         time.sleep(0.1)
-    raise AssertionError("it outlived its parent")
+    return False
