@@ -1,4 +1,4 @@
-"""`cohortium site …`: what hospital IT and the officer run. Nothing here reads a record but `check` and `approve`.
+"""`cohortium site …`: what hospital IT and the officer run. Only `check`, `approve` and `report` read records.
 
 Results to stdout, progress to stderr, --json on every read, the exit codes of common/terminal.
 """
@@ -564,6 +564,37 @@ def _show_ledger(facts: dict[str, Any]) -> None:
         out.print(f"Wrote {facts['exported']}.", markup=False)
 
 
+# ---- the site's own report ----------------------------------------------------------------------------------
+
+
+@site_app.command("report")
+def report(
+    directory: Directory,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The synthetic rows: Parquet or CSV.")],
+    run: Annotated[str | None, typer.Option(help="The run that made them, where several were approved here.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column to predict, where the dictionary names none.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What synthetic rows say about this hospital's own patients: attacks, distances, controls. Never sent."""
+    with failures(as_json=as_json):
+        from cohortium.client.diagnostics.report import report as diagnose
+
+        written = diagnose(directory, file, run=run, target=target)
+
+        def show() -> None:
+            found = written.diagnosis
+            out.print(
+                f"Compared {found.train_patients} training and {found.control_patients} held-out patients with "
+                f"{found.synthetic_rows} synthetic rows.",
+                markup=False,
+            )
+            out.print(f"Page: {written.page}", markup=False, soft_wrap=True)
+            out.print(f"Figures: {written.figures}", markup=False, soft_wrap=True)
+
+        emit(written.to_json(), as_json=as_json, show=show)
+        err.print("Nothing left this hospital. The page is as secret as the table: do not send it.", style="yellow")
+
+
 @site_app.command("rotate")
 def rotate(
     directory: Directory,
@@ -599,6 +630,36 @@ def rotate(
             )
 
         emit(facts, as_json=as_json, show=show)
+
+
+@site_app.command("sign")
+def sign(
+    directory: Directory,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of the release.")],
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Write the signature here, to be sent back (default: into the folder).")
+    ] = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a release against this site's approval, ledger and key, and sign it. Reads no record."""
+    with failures(as_json=as_json):
+        from cohortium.client import signing_release
+
+        checked = signing_release.check_release(directory, folder)
+        if not as_json:
+            for line in checked.checks:
+                out.print(f"✓ {line}", markup=False)
+            out.print(checked.sentence, markup=False)
+        if checked.rehearsal:
+            err.print("This release is a rehearsal and NOT private.", style="bold white on red")
+        _confirm("Sign this release for this site?", yes)
+        signed = signing_release.endorse(checked, folder, to)
+        emit(
+            signed.to_json(),
+            as_json=as_json,
+            show=lambda: out.print(f"Signed by {signed.site}: {signed.file}", markup=False, soft_wrap=True),
+        )
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What may be asked of patients: counts, moments, gradients. Each query bounds one patient by construction.
+"""What may be asked of patients, each query bounding one patient by construction. Counts, moments, gradients here.
 
 A query answers with an INTEGER vector on its lattice: the sum, over the chosen patients, of each patient's
 contribution in units of `lattice`. Integer sums do not depend on their order, so the sum over sites equals the
@@ -10,10 +10,13 @@ rows of the rows' clipped vectors: its L2 norm never exceeds `clip_norm_l2`, how
 Whether a query can be answered must not depend on the records, or a refusal would tell what they hold:
 `check_codes` holds it against the dictionary's fine codes before anything is charged or read.
 
-    query     vector of a row                          clip C            sensitivity
-    Counts    one-hot per counted column               √columns          C
-    Moments   off-diagonal blocks of φφᵀ, ‖φ‖² ≤ S     S√((p−1)/2p)      C; p: columns with features
-    Gradient  clipped gradient of the row's loss       C                 C + √d · lattice, fast: + C · 2^−16
+    query      vector of a row                         clip C            sensitivity
+    Counts     one-hot per counted column              √columns          C
+    Moments    off-diagonal blocks of φφᵀ, ‖φ‖² ≤ S    S√((p−1)/2p)      C; p: columns with features
+    Gradient   clipped gradient of the row's loss      C                 C + √d · lattice, fast: + C · 2^−16
+    Tallies    one-hot per derived column              √columns          C                          tallies.py
+    Sums       clipped features                        C                 C (1 + 2^−32) + √d · lattice/2  estimates.py
+    Estimates  clipped score vector of a regression    C                 as Sums                    estimates.py
 
 A contribution (the un-noised sum) is not serialisable and never leaves the site.
 """
@@ -29,27 +32,56 @@ import numpy as np
 
 from cohortium.common.encoding import Records
 from cohortium.common.errors import ProtocolError
+from cohortium.common.estimates import Estimates, Sums
+from cohortium.common.query_base import (
+    KINDS,
+    LATTICE_BITS,
+    MAX_DIM,
+    Contribution,
+    Kind,
+    Part,
+    check_clip,
+    check_columns,
+    check_covers,
+    check_dim,
+    check_map,
+    lattice_of,
+    misfit,
+    part_of,
+    real,
+    rows_of,
+    to_array,
+    to_bytes,
+    whole,
+)
+from cohortium.common.tallies import Tallies
 
-LATTICE_BITS = 20
+__all__ = [
+    "KINDS",
+    "LATTICE_BITS",
+    "MAX_DIM",
+    "AnyQuery",
+    "Contribution",
+    "Counts",
+    "Estimates",
+    "Gradient",
+    "Kind",
+    "LocalSteps",
+    "Moments",
+    "Part",
+    "Query",
+    "Sums",
+    "Tallies",
+    "from_wire",
+    "lattice_of",
+]
+
 MOMENT_BITS = 24
 MAX_PARAMETER = 50.0
 """Largest size of a network's weight that a site computes with; trainers clip to it."""
 SUM_SLACK = 2.0**-16
 """What the float64 sum of fast gradients may add to a sensitivity, as a part of C."""
-MAX_DIM = 8_000_000
 _CHUNK_ROWS = 65_536
-
-Part = Literal["train", "holdout"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Contribution:
-    """One site's un-noised clipped sum, in lattice units. Refuses to be pickled: it never leaves."""
-
-    units: np.ndarray
-
-    def __reduce__(self) -> Any:
-        raise TypeError("a contribution never leaves the site: it cannot be serialised")
 
 
 class Query(Protocol):
@@ -70,28 +102,6 @@ class Query(Protocol):
     def check_codes(self, sizes: Sequence[int]) -> None: ...
     def contribution(self, records: Records, chosen: np.ndarray | None = None) -> Contribution: ...
     def to_wire(self) -> tuple[dict[str, Any], dict[str, bytes]]: ...
-
-
-def lattice_of(clip_norm_l2: float, bits: int = LATTICE_BITS) -> float:
-    """The largest power of two not above C·2^−bits: exactly representable, so that counts are exact on it."""
-    _check_clip(clip_norm_l2)
-    return math.ldexp(1.0, math.floor(math.log2(clip_norm_l2)) - bits)
-
-
-def _check_clip(value: float) -> None:
-    """Beyond these powers of two a lattice or a square would leave what float64 holds exactly."""
-    if not (math.isfinite(value) and 2.0**-100 <= value <= 2.0**100):
-        raise ProtocolError("QUERY-CLIP", "a clip norm is finite and from 2**-100 to 2**100")
-
-
-def _rows(records: Records, chosen: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """(row indices, rows of the patient each belongs to) of the chosen patients."""
-    patient = records.patient
-    if chosen is None:
-        rows = np.arange(len(patient))
-    else:
-        rows = np.flatnonzero(chosen[patient])
-    return rows, records.rows_per_patient[patient[rows]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,8 +128,8 @@ class Counts:
         if len(set(self.columns)) != len(self.columns) or min(self.columns) < 0:
             raise ProtocolError("QUERY-SHAPE", "a column may be counted once")
         for bins, table in zip(self.bins, self.maps, strict=True):
-            _check_map(table, bins)
-        _check_dim(self.dim)
+            check_map(table, bins)
+        check_dim(self.dim)
 
     @property
     def dim(self) -> int:
@@ -140,13 +150,13 @@ class Counts:
     def check_codes(self, sizes: Sequence[int]) -> None:
         """Refuse a query whose maps do not cover exactly the fine codes `sizes` of the dictionary's columns."""
         if max(self.columns) >= len(sizes):
-            raise _misfit()
+            raise misfit()
         for column, table in zip(self.columns, self.maps, strict=True):
-            _check_covers(table, sizes[column])
+            check_covers(table, sizes[column])
 
     def contribution(self, records: Records, chosen: np.ndarray | None = None) -> Contribution:
-        _check_columns(records, self.columns)
-        rows, of_patient = _rows(records, chosen)
+        check_columns(records, self.columns)
+        rows, of_patient = rows_of(records, chosen)
         # Rounding down keeps each patient's share of a column at or below one.
         weight = np.floor((1.0 / of_patient) / self.lattice)
         parts = []
@@ -157,14 +167,14 @@ class Counts:
 
     def to_wire(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         fields = {"columns": list(self.columns), "bins": list(self.bins), "part": self.part}
-        blobs = {f"map{i:05d}": _bytes(m, "<i4") for i, m in enumerate(self.maps)}
+        blobs = {f"map{i:05d}": to_bytes(m, "<i4") for i, m in enumerate(self.maps)}
         return fields, blobs
 
     @classmethod
     def from_wire(cls, fields: dict[str, Any], blobs: dict[str, bytes]) -> Counts:
-        columns, bins = _ints(fields["columns"]), _ints(fields["bins"])
-        maps = tuple(_array(blobs[f"map{i:05d}"], "<i4") for i in range(len(columns)))
-        return cls(columns=columns, bins=bins, maps=maps, part=_part(fields["part"]))
+        columns, bins = whole(fields["columns"]), whole(fields["bins"])
+        maps = tuple(to_array(blobs[f"map{i:05d}"], "<i4") for i in range(len(columns)))
+        return cls(columns=columns, bins=bins, maps=maps, part=part_of(fields["part"]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,10 +203,10 @@ class Moments:
             raise ProtocolError("QUERY-SHAPE", "moments need a feature table [codes, k] per column")
         if not all(np.isfinite(f).all() for f in self.features):
             raise ProtocolError("QUERY-VALUE", "a feature is not finite")
-        _check_clip(self.bound_sq)
+        check_clip(self.bound_sq)
         if self.by is not None:
-            _check_map(self.by[1], self.by[2])
-        _check_dim(self.dim)
+            check_map(self.by[1], self.by[2])
+        check_dim(self.dim)
         # One wide column makes a Gram matrix far larger than the answer that is cut from it.
         if self.classes * sum(self.widths) ** 2 > 8 * MAX_DIM:
             raise ProtocolError("QUERY-SIZE", "the features of one query are too wide")
@@ -234,17 +244,17 @@ class Moments:
     def check_codes(self, sizes: Sequence[int]) -> None:
         """Refuse feature tables that do not cover exactly the fine codes `sizes` of the dictionary's columns."""
         if len(self.features) != len(sizes):
-            raise _misfit()
+            raise misfit()
         for table, size in zip(self.features, sizes, strict=True):
-            _check_covers(table, size)
+            check_covers(table, size)
         if self.by is not None:
             if not 0 <= self.by[0] < len(sizes):
-                raise _misfit()
-            _check_covers(self.by[1], sizes[self.by[0]])
+                raise misfit()
+            check_covers(self.by[1], sizes[self.by[0]])
 
     def contribution(self, records: Records, chosen: np.ndarray | None = None) -> Contribution:
-        _check_columns(records, tuple(range(len(self.features))), exactly=True)
-        rows, of_patient = _rows(records, chosen)
+        check_columns(records, tuple(range(len(self.features))), exactly=True)
+        rows, of_patient = rows_of(records, chosen)
         width = sum(self.widths)
         grams = np.zeros((self.classes, width, width))
         for at in range(0, len(rows), _CHUNK_ROWS):
@@ -309,21 +319,21 @@ class Moments:
             "part": self.part,
             "by": None,
         }
-        blobs = {f"feature{i:05d}": _bytes(f, "<f8") for i, f in enumerate(self.features)}
+        blobs = {f"feature{i:05d}": to_bytes(f, "<f8") for i, f in enumerate(self.features)}
         if self.by is not None:
             fields["by"] = [self.by[0], self.by[2]]
-            blobs["by"] = _bytes(self.by[1], "<i4")
+            blobs["by"] = to_bytes(self.by[1], "<i4")
         return fields, blobs
 
     @classmethod
     def from_wire(cls, fields: dict[str, Any], blobs: dict[str, bytes]) -> Moments:
-        shapes = zip(_ints(fields["codes"]), _ints(fields["widths"]), strict=True)
-        features = [_array(blobs[f"feature{i:05d}"], "<f8").reshape(s) for i, s in enumerate(shapes)]
+        shapes = zip(whole(fields["codes"]), whole(fields["widths"]), strict=True)
+        features = [to_array(blobs[f"feature{i:05d}"], "<f8").reshape(s) for i, s in enumerate(shapes)]
         by = None
         if fields["by"] is not None:
-            column, classes = _ints(fields["by"])
-            by = (column, _array(blobs["by"], "<i4"), classes)
-        return cls(features=tuple(features), bound_sq=_float(fields["bound_sq"]), by=by, part=_part(fields["part"]))
+            column, classes = whole(fields["by"])
+            by = (column, to_array(blobs["by"], "<i4"), classes)
+        return cls(features=tuple(features), bound_sq=real(fields["bound_sq"]), by=by, part=part_of(fields["part"]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -396,7 +406,7 @@ class Gradient:
         if self.path not in ("exact", "fast"):
             raise ProtocolError("QUERY-VALUE", "path is 'exact' or 'fast'")
         lattice_of(self.clip_norm_l2)
-        _check_dim(self.dim)
+        check_dim(self.dim)
 
     @property
     def dim(self) -> int:
@@ -417,12 +427,12 @@ class Gradient:
 
         bins = self.network.get("bins")
         if not isinstance(bins, list) or not len(self.maps) == len(bins) == len(sizes):
-            raise _misfit()
+            raise misfit()
         if network(self.network).size != self.dim:
             raise ProtocolError("QUERY-SHAPE", "the parameters do not fit the network")
         for table, most, size in zip(self.maps, bins, sizes, strict=True):
-            _check_map(table, most)
-            _check_covers(table, size)
+            check_map(table, most)
+            check_covers(table, size)
 
     def contribution(self, records: Records, chosen: np.ndarray | None = None) -> Contribution:
         from cohortium.common.registry import network
@@ -430,8 +440,8 @@ class Gradient:
         net = network(self.network)
         if net.size != self.dim:
             raise ProtocolError("QUERY-SHAPE", "the parameters do not fit the network")
-        _check_columns(records, tuple(range(len(self.maps))), exactly=True)
-        rows, of_patient = _rows(records, chosen)
+        check_columns(records, tuple(range(len(self.maps))), exactly=True)
+        rows, of_patient = rows_of(records, chosen)
         bins = np.stack([m[records.codes[rows, c]] for c, m in enumerate(self.maps)], axis=1)
         if self.path == "fast":
             total = net.gradient_sum(self.parameters, bins, 1.0 / of_patient, self.clip_norm_l2)
@@ -454,45 +464,48 @@ class Gradient:
             "columns": len(self.maps),
             "local": None if self.local is None else self.local.to_json(),
         }
-        blobs = {f"map{i:05d}": _bytes(m, "<i4") for i, m in enumerate(self.maps)}
-        return fields, blobs | {"parameters": _bytes(self.parameters, "<f4")}
+        blobs = {f"map{i:05d}": to_bytes(m, "<i4") for i, m in enumerate(self.maps)}
+        return fields, blobs | {"parameters": to_bytes(self.parameters, "<f4")}
 
     @classmethod
     def from_wire(cls, fields: dict[str, Any], blobs: dict[str, bytes]) -> Gradient:
         local = fields["local"]
-        (columns,) = _ints([fields["columns"]])
+        (columns,) = whole([fields["columns"]])
         if not isinstance(fields["network"], dict):
             raise ProtocolError("QUERY-FORM", "a network's spec is an object")
         return cls(
             network=fields["network"],
-            maps=tuple(_array(blobs[f"map{i:05d}"], "<i4") for i in range(columns)),
-            parameters=_array(blobs["parameters"], "<f4"),
-            clip_norm_l2=_float(fields["clip"]),
+            maps=tuple(to_array(blobs[f"map{i:05d}"], "<i4") for i in range(columns)),
+            parameters=to_array(blobs["parameters"], "<f4"),
+            clip_norm_l2=real(fields["clip"]),
             path=fields["path"],
-            part=_part(fields["part"]),
+            part=part_of(fields["part"]),
             local=None
             if local is None
             else LocalSteps(
-                steps=_ints([local["steps"]])[0],
-                learning_rate=_float(local["learning_rate"]),
-                denominator=_float(local["denominator"]),
-                fedprox_mu=_float(local["fedprox_mu"]),
+                steps=whole([local["steps"]])[0],
+                learning_rate=real(local["learning_rate"]),
+                denominator=real(local["denominator"]),
+                fedprox_mu=real(local["fedprox_mu"]),
             ),
         )
 
 
-AnyQuery = Counts | Moments | Gradient
-_KINDS: dict[str, type[Counts] | type[Moments] | type[Gradient]] = {
+AnyQuery = Counts | Moments | Gradient | Tallies | Sums | Estimates
+_KINDS: dict[str, type[AnyQuery]] = {
     "counts": Counts,
     "moments": Moments,
     "gradient": Gradient,
+    "tallies": Tallies,
+    "sums": Sums,
+    "estimates": Estimates,
 }
 
 
 def from_wire(kind: str, fields: dict[str, Any], blobs: dict[str, bytes]) -> AnyQuery:
     """A query from its wire form; ProtocolError for an unknown kind and for anything malformed."""
-    if kind not in _KINDS:
-        raise ProtocolError("QUERY-KIND", "this version knows counts, moments and gradient")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ProtocolError("QUERY-KIND", "this version knows " + ", ".join(KINDS))
     try:
         return _KINDS[kind].from_wire(fields, blobs)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
@@ -503,58 +516,3 @@ def _clipped(gradient: np.ndarray, clip_norm_l2: float) -> np.ndarray:
     finite = np.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
     norm = math.sqrt(float(np.dot(finite, finite)))
     return finite * min(1.0, clip_norm_l2 / norm) if norm > 0 else finite
-
-
-def _check_map(table: np.ndarray, bins: int) -> None:
-    if table.ndim != 1 or not np.issubdtype(table.dtype, np.integer) or not len(table) or bins < 1:
-        raise ProtocolError("QUERY-SHAPE", "a map is a non-empty vector of bin numbers")
-    if int(table.min()) < 0 or int(table.max()) >= bins:
-        raise ProtocolError("QUERY-SHAPE", "a map points outside its bins")
-
-
-def _check_covers(table: np.ndarray, size: int) -> None:
-    if len(table) != size:
-        raise _misfit()
-
-
-def _misfit() -> ProtocolError:
-    return ProtocolError("QUERY-SHAPE", "the query does not fit the dictionary's columns")
-
-
-def _check_dim(dim: int) -> None:
-    if dim > MAX_DIM:
-        raise ProtocolError("QUERY-SIZE", f"a query's answer may have at most {MAX_DIM:,} numbers")
-
-
-def _check_columns(records: Records, columns: tuple[int, ...], *, exactly: bool = False) -> None:
-    have = records.codes.shape[1]
-    if max(columns) >= have or (exactly and len(columns) != have):
-        raise _misfit()
-
-
-def _bytes(array: np.ndarray, dtype: str) -> bytes:
-    return np.ascontiguousarray(array, dtype=dtype).tobytes()
-
-
-def _array(blob: bytes, dtype: str) -> np.ndarray:
-    return np.frombuffer(blob, dtype=dtype).copy()
-
-
-def _ints(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list) or any(type(v) is not int for v in values):
-        raise ProtocolError("QUERY-FORM", "a list of integers was expected")
-    return tuple(values)
-
-
-def _float(text: Any) -> float:
-    if not isinstance(text, str):
-        raise ProtocolError("QUERY-FORM", "numbers travel as float.hex() strings")
-    return float.fromhex(text)
-
-
-def _part(text: Any) -> Part:
-    if text == "train":
-        return "train"
-    if text == "holdout":
-        return "holdout"
-    raise ProtocolError("QUERY-FORM", "part is 'train' or 'holdout'")

@@ -1,4 +1,4 @@
-"""The coordinator's commands that need no hospital: study new|check, sample, audit, doctor."""
+"""The coordinator's commands that need no hospital: study new|check, sample, audit, release, verify, doctor."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -236,6 +237,82 @@ def audit(
             for owner, print_ in found.keys.items():
                 out.print(f"key of {owner}: {print_}")
             bad = sum(not check.ok for check in found.checks)
+            out.print("[bold green]Everything holds.[/]" if found.ok else f"[bold red]{bad} checks failed.[/]")
+
+        emit(found.to_json(), as_json=as_json, show=show)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def release(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    to: Annotated[
+        Path | None, typer.Option("--out", help="A new folder for the release (default RUN/release).")
+    ] = None,
+    rehearsal: Annotated[
+        bool, typer.Option("--rehearsal", help="Release a seeded run all the same: NOT private, and marked so.")
+    ] = False,
+    accept_guessed: AcceptGuessed = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a finished run as one folder to hand out, signed by the coordinator; at least t sites sign it next."""
+    with failures(as_json=as_json):
+        from cohortium.server.release import release as write_release
+
+        made = write_release(
+            directory,
+            to,
+            rehearsal=rehearsal,
+            accept_guessed=accept_guessed,
+            progress=lambda text: None if as_json else err.print(f"{text} ...", markup=False),
+        )
+
+        def show() -> None:
+            facts = made.to_json()
+            for finding in made.gate:
+                out.print(f"{'✓' if finding.ok else '!'} {finding.name}: {finding.detail}", markup=False)
+            out.print(facts["statement"], markup=False)
+            for warning in facts["warnings"]:
+                out.print(warning, style="bold red", markup=False)
+            out.print(f"Wrote {made.folder}: {len(facts['files'])} files, signed by the coordinator.", markup=False)
+            out.print(
+                f"At least {made.needed} sites sign it, each with: cohortium site sign SITE {made.folder}", markup=False
+            )
+            out.print(f"Then check it as a reader does: cohortium verify {made.folder}", markup=False)
+
+        emit(made.to_json(), as_json=as_json, show=show)
+
+
+def verify(
+    directory: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a release.")],
+    root: Annotated[
+        list[str] | None,
+        typer.Option("--root", help="Fingerprint of a key that you know: HEX or NAME=HEX; may repeat."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a release offline: every file, ledger, figure and signature, from the folder alone."""
+    with failures(as_json=as_json):
+        from cohortium.server.release_verify import verify as run_verify
+
+        found = run_verify(directory, roots=root or ())
+
+        def show() -> None:
+            table = Table(title=f"Release {directory}", title_justify="left")
+            for name in ("", "check", "found", "code"):
+                table.add_column(name, overflow="fold")
+            for finding in found.findings:
+                mark, code = ("[green]✓[/]", "") if finding.ok else ("[red]✗[/]", finding.code)
+                table.add_row(mark, escape(finding.name), escape(finding.detail), code)
+            out.print(table)
+            for owner, shown in found.signers.items():
+                out.print(f"signed by {owner}: {shown}", markup=False, soft_wrap=True)
+            if not root:
+                out.print("Compare these keys with those that the hospitals announce, or name one with --root.")
+            out.print(found.sentence, markup=False)
+            bad = sum(not finding.ok for finding in found.findings)
+            if found.rehearsal:
+                out.print("This release is a rehearsal and NOT private.", style="bold white on red")
             out.print("[bold green]Everything holds.[/]" if found.ok else f"[bold red]{bad} checks failed.[/]")
 
         emit(found.to_json(), as_json=as_json, show=show)

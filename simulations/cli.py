@@ -43,6 +43,8 @@ app = typer.Typer(
 app.add_typer(server_cli.study_app, name="study")
 app.command("sample")(server_cli.sample)
 app.command("audit")(server_cli.audit)
+app.command("release")(server_cli.release)
+app.command("verify")(server_cli.verify)
 app.command("doctor")(server_cli.doctor)
 app.add_typer(consortium_cli.consortium_app, name="consortium")
 app.add_typer(consortium_cli.sites_app, name="sites")

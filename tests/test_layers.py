@@ -6,6 +6,7 @@ Inside common, an arrow points to what is used:
     errors ← messages ← protocol;  errors ← budget
     privacy → vocabulary, queries, budget, messages (canonical JSON and digests), never the rest of protocol
     generators, evaluation → vocabulary, queries, budget; never ledger, release or protocol
+    queries: query_base ← derived ← tallies, estimates ← queries
     queries ⇢ registry ⇢ generators only inside functions: that is how a plug-in's network is found by name
 """
 
@@ -21,6 +22,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TOPS = ("common", "strategies", "client", "server", "simulations", "cohortium")
 
+QUERIES = frozenset({"queries", "query_base", "derived", "tallies", "estimates"})
 VOCABULARY = frozenset({"schema", "table_schema", "toml_reader", "study", "study_file", "encoding", "drafting"})
 ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
@@ -56,7 +58,10 @@ NO_RANDOMNESS = (
     "server.asking",
     "server.session",
 )
-NO_RANDOMNESS_FILES = ("common.queries", "common.encoding", "common.schema", "common.study")
+NO_RANDOMNESS_FILES = (
+    *(f"common.{name}" for name in sorted(QUERIES)),
+    *("common.encoding", "common.schema", "common.study"),
+)
 
 Sources = Mapping[str, str]
 
@@ -107,6 +112,8 @@ def layer(module: str) -> str:
     parts = module.split(".")
     if parts[0] != "common" or len(parts) == 1:
         return parts[0]
+    if parts[1] in QUERIES:
+        return "queries"
     if parts[1] in VOCABULARY:
         return "vocabulary"
     if parts[1:] == ["protocol", "messages"] or parts[1:] == ["privacy", "budget"]:
@@ -284,7 +291,9 @@ def test_only_the_gate_seals_at_a_hospital() -> None:
 
 COURIER = frozenset(
     f"client.{name}"
-    for name in ("app", "calls", "connect", "courier", "enrolment", "guard_port", "reach", "stream", "supernode")
+    for name in (
+        *("app", "calls", "connect", "courier", "enrolment", "guard_port", "member", "reach", "stream", "supernode"),
+    )
 )
 """The courier's side: it may open connections, and touches neither records nor the keys that sign for the hospital."""
 GUARD = frozenset(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from cohortium.common.encoding import Codes, Grid
+    from cohortium.common.queries import Kind
     from cohortium.common.schema import Schema
 
 Floats = NDArray[np.float64]
@@ -71,7 +72,7 @@ class Phase:
 
     name: str
     purpose: str
-    kind: Literal["counts", "moments", "gradient"]
+    kind: Kind
     share: float
     max_dim: int
     repeats: int = 1

@@ -19,7 +19,7 @@ from cohortium.common.privacy import accountant
 from cohortium.common.privacy.budget import WHOLE, Event, Mode, Relation, Statement, rate_of
 from cohortium.common.privacy.release import Mechanism
 from cohortium.common.protocol.messages import canonical, digest
-from cohortium.common.queries import Part
+from cohortium.common.queries import KINDS, Kind, Part
 from cohortium.common.study import Study
 
 FORMAT = 1
@@ -35,7 +35,7 @@ class PhaseLike(Protocol):
     @property
     def purpose(self) -> str: ...
     @property
-    def kind(self) -> Literal["counts", "moments", "gradient"]: ...
+    def kind(self) -> Kind: ...
     @property
     def share(self) -> float: ...
     @property
@@ -55,7 +55,7 @@ class Stage:
 
     name: str
     purpose: str
-    kind: Literal["counts", "moments", "gradient"]
+    kind: Kind
     part: Part
     first: int
     repeats: int
@@ -68,7 +68,7 @@ class Stage:
         _check_types(self, text=("name", "purpose"), whole=("first", "repeats", "rate", "max_dim", "steps"))
         if self.repeats < 1 or self.steps < 1 or self.first < 0 or not 1 <= self.max_dim <= 8_000_000:
             raise ProtocolError("PLAN-STAGE", "a stage's repeats, steps, index or size are out of range")
-        if self.kind not in ("counts", "moments", "gradient") or self.part not in ("train", "holdout"):
+        if self.kind not in KINDS or self.part not in ("train", "holdout"):
             raise ProtocolError("PLAN-STAGE", "a stage's kind or part is unknown")
         if not (math.isfinite(self.noise_multiplier) and 0 <= self.noise_multiplier <= MAX_NOISE_MULTIPLIER):
             raise ProtocolError("PLAN-STAGE", "a stage's noise is out of range")

@@ -6,7 +6,8 @@
     signature = Ed25519("DSSEv1" SP len(type) SP type SP len(payload) SP payload)
 
 The subjects are all files of the folder but the envelopes. A signature made here fits nothing else that a site signs:
-every other preimage of this package begins with "cohortium". Sources: in-toto Attestation Framework, Statement v1; DSSE v1.0.
+every other preimage of this package begins with "cohortium".
+Sources: in-toto Attestation Framework, Statement v1; DSSE v1.0.
 """
 
 from __future__ import annotations

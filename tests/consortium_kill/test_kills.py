@@ -9,7 +9,7 @@ POINTS) and at random moments. Afterwards, always:
   study's record says; or the run ends as void or failed with a sentence on what was spent.
 
     COHORTIUM_FULL_KILLS=1      all six parts at all twelve points, instead of each part twice
-    COHORTIUM_KILLS=300         so many random kills (default: 2)
+    COHORTIUM_KILLS=300         so many random kills (default: 1)
     COHORTIUM_KILLS_LOG=FILE    a JSON line for each kill
 
 Planted and seen red: a study's notebook that is never read again (the run goes on with keys that no guard knows, and
@@ -31,7 +31,7 @@ from whole import AT_SITES, COMPONENTS, Whole
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(6 * 3600 if os.environ.get("COHORTIUM_KILLS") else 900)]
 FULL = bool(os.environ.get("COHORTIUM_FULL_KILLS"))
-KILLS = int(os.environ.get("COHORTIUM_KILLS", "2"))
+KILLS = int(os.environ.get("COHORTIUM_KILLS", "1"))
 LOG = os.environ.get("COHORTIUM_KILLS_LOG", "")
 
 # Each part twice, at the points where there is most to lose; parts that die together save the test's time.
