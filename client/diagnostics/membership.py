@@ -141,7 +141,7 @@ def _found(members: Floats, others: Floats) -> Figure:
 
 def _bound(epsilon: float | None, delta: float) -> Figure:
     if epsilon is None:
-        return unknown("This run had no noise: nothing is proven.", unit="AUC")
+        return unknown("This run was a rehearsal: nothing is proven.", unit="AUC")
     value = intervals.auc_bound(epsilon, delta)
     how = f"From ε = {rounded_up(epsilon)} and δ = {delta:g} of the plan (Kairouz, Oh, Viswanath 2015)."
     return Figure(value=value, unit="AUC", direction="lower", reference=0.5, reference_text="guessing", how=how)

@@ -30,6 +30,8 @@ from cohortium.common.encoding import Codes, Records, grids
 from cohortium.common.errors import CohortiumError, TableError, UsageError
 from cohortium.common.evaluation.base import to_json
 from cohortium.common.modes import make_like_parent, refuse_open, write_private
+from cohortium.common.privacy.chain import REHEARSAL
+from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.proposals import Proposal, read_proposal
 from cohortium.common.protocol.signing import public_from_raw
 
@@ -76,6 +78,7 @@ def report(directory: Path, rows: Path, *, run: str | None = None, target: str |
         target=aim,
         rows_file=rows.name,
         rows_sha256=digest,
+        rehearsal=policy.rehearsal is not None or _rehearsed(guard, proposal.run),
     )
     folder = make_like_parent(guard / FOLDER)
     refuse_open(folder)  # a link here would lead whoever runs this, perhaps root, to write elsewhere
@@ -96,13 +99,17 @@ def diagnose(
     rows_file: str = "",
     rows_sha256: str = "",
     seed: int = SEED,
+    rehearsal: bool = False,
 ) -> Diagnosis:
-    """All sections, from records in fine codes. held: bool [patients]. The same input gives the same figures."""
+    """All sections, from records in fine codes. held: bool [patients]. The same input gives the same figures.
+
+    rehearsal: the noise was off or came from a seed, so the page promises nothing.
+    """
     plan, made = proposal.plan, grids(proposal.schema)
     columns = tuple(proposal.schema.modelled)
     cohort = Cohort.of(columns, made, records, held, synthetic, seed=seed)
     missing = np.array([grid.missing for grid in made], dtype=np.int64)
-    epsilon = plan.price() if plan.private else None
+    epsilon = plan.price() if plan.private and not rehearsal else None
     sections = (
         nearest.similarity(cohort),
         _attacks(cohort, missing, seed),
@@ -142,7 +149,7 @@ def diagnose(
         synthetic_rows=cohort.synthetic_rows,
         columns=len(columns),
         seed=seed,
-        statement=_statement(proposal),
+        statement=_statement(proposal, rehearsal=rehearsal),
         sampled=cohort.sampled,
         sections=sections,
         unassessed=tuple(
@@ -173,10 +180,20 @@ def _attacks(cohort: Cohort, missing: np.ndarray, seed: int) -> Section:
     )
 
 
-def _statement(proposal: Proposal) -> str:
+def _rehearsed(guard: Path, run: str) -> bool:
+    with Ledger.open(guard / "ledger.db") as ledger:
+        return any(note["about"] == REHEARSAL and note["fields"].get("run") == run for note in ledger.book.notes)
+
+
+def _statement(proposal: Proposal, *, rehearsal: bool) -> str:
     plan = proposal.plan
     if not plan.private:
         return "This run had no noise: it is a rehearsal, and nothing protects the patients in these synthetic rows."
+    if rehearsal:
+        return (
+            "NOT PRIVATE: this run was a rehearsal, whose noise anybody can take away who knows its seed. With fresh "
+            f"noise it would be: {plan.statement().sentence()}"
+        )
     return plan.statement().sentence() + " This holds whatever the figures below say."
 
 

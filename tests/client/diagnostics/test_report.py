@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import stat
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,9 +26,13 @@ from cohortium.client.diagnostics import report as reports
 from cohortium.client.diagnostics.facts import Item
 from cohortium.client.diagnostics.page import histogram, page
 from cohortium.client.guard import held_out
+from cohortium.client.policy import Policy, Rehearsal
 from cohortium.client.records import records
 from cohortium.common.evaluation.base import Figure
 from cohortium.common.evaluation.pictures import Identifiers
+from cohortium.common.privacy.chain import REHEARSAL
+from cohortium.common.privacy.ledger import Ledger
+from cohortium.common.protocol.signing import load_private
 
 ROOT = Path(__file__).resolve().parents[3]
 HELD = 0.4
@@ -37,7 +43,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hospital with 160 patients, 40 % held out, whose officer approved a run."""
     folder = tmp_path_factory.mktemp("consortium")
     agreed = plan(("a",), holdout=HELD)
-    ward(folder, agreed, tables={"a": table(160, seed=4, prefix="a")}, started=False)
+    ward(folder, agreed, tables={"a": table(160, seed=4, prefix="a")}, started=False, seed=None)
     table(150, seed=5, prefix="z").drop(columns="pid").to_parquet(folder / "synthetic.parquet", index=False)
     return folder / "a"
 
@@ -212,5 +218,22 @@ def test_a_run_without_noise_promises_nothing(site: Path) -> None:
 
     from cohortium.common.proposals import Proposal
 
-    assert "no noise" in reports._statement(cast(Proposal, SimpleNamespace(plan=SimpleNamespace(private=False))))
+    nothing = cast(Proposal, SimpleNamespace(plan=SimpleNamespace(private=False)))
+    assert "no noise" in reports._statement(nothing, rehearsal=True)
     assert np.isclose(HELD, plan(("a",), holdout=HELD).holdout)
+
+
+@pytest.mark.parametrize("how", ["policy", "ledger"])
+def test_a_rehearsal_promises_nothing(site: Path, written: reports.Written, tmp_path: Path, how: str) -> None:
+    """Whoever knows the seed can take the noise away, whether the policy still says so or only the ledger."""
+    again = tmp_path / "a"
+    shutil.copytree(site, again)
+    if how == "policy":
+        replace(Policy.load(again / "site.toml"), rehearsal=Rehearsal(seed=7, noise=True)).save(again / "site.toml")
+    else:
+        with Ledger.open(again / "ledger.db", load_private(again / "site.key")) as ledger:
+            ledger.note(REHEARSAL, run=RUN)
+    found = reports.report(again, site.parent / "synthetic.parquet").diagnosis
+    assert found.statement.startswith("NOT PRIVATE") and not written.diagnosis.statement.startswith("NOT PRIVATE")
+    bound = {item.key: item.figure for section in found.sections for item in section.items}["membership_bound"]
+    assert bound.value is None, "a rehearsal has no ceiling"
