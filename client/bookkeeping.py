@@ -42,9 +42,7 @@ def statement(site: Site, *, verify: bool = False) -> dict[str, Any]:
                     "epsilon": "inf" if cost == float("inf") else cost,
                     "first": firsts[run],
                     "states": dict(sorted(Counter(entry.state for entry in mine).items())),
-                    "rehearsal": any(
-                        note["about"] == chain.REHEARSAL and note["fields"].get("run") == run for note in book.notes
-                    ),
+                    "rehearsal": bool(book.noted(chain.REHEARSAL, run)),
                 }
             )
         total = account(policy, book.charged_events())

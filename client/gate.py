@@ -172,8 +172,7 @@ class Gate:
 
     def rehearse(self, run: str) -> None:
         """Sign, before anything is asked, that a run is a rehearsal: nobody can later call it private."""
-        notes = self._ledger.book.notes
-        if not any(note["about"] == REHEARSAL and note["fields"].get("run") == run for note in notes):
+        if not self._ledger.book.noted(REHEARSAL, run):
             self._ledger.note(REHEARSAL, run=run)
 
     def starts(self, run: str, plan: Plan) -> str:
@@ -181,8 +180,7 @@ class Gate:
 
         The nonce is the operating system's, in a rehearsal as well: it protects the ledger and touches no release.
         """
-        notes = self._ledger.book.notes
-        if sum(note["about"] == chain.START and note["fields"].get("run") == run for note in notes) >= MAX_STARTS:
+        if len(self._ledger.book.noted(chain.START, run)) >= MAX_STARTS:
             raise Refused("GATE-STARTS", f"this run was begun {MAX_STARTS} times", hint="start a new run")
         nonce = SystemEntropy().key(Purpose(label="start", run=run, release=0))[:16].hex()
         self._ledger.note(chain.START, run=run, plan=plan.digest, nonce=nonce)
@@ -190,10 +188,10 @@ class Gate:
 
     def begun(self, run: str) -> Checkpoint:
         """The head that ends in the newest start of a run: the one that witnesses have to confirm."""
-        for note in reversed(self._ledger.book.notes):
-            if note["about"] == chain.START and note["fields"].get("run") == run:
-                size = int(note["n"]) + 1
-                return Checkpoint(owner=self._ledger.owner, size=size, hash=self._ledger.hash_at(size))
+        starts = self._ledger.book.noted(chain.START, run)
+        if starts:
+            size = int(starts[-1]["n"]) + 1
+            return Checkpoint(owner=self._ledger.owner, size=size, hash=self._ledger.hash_at(size))
         raise Refused("WITNESS-START", "this run was not begun here")
 
     def cosign(self, head: Checkpoint, owner: Ed25519PublicKey) -> str:

@@ -22,7 +22,7 @@ from cohortium.common.modes import refuse_open
 from cohortium.common.privacy import chain
 from cohortium.common.privacy.accountant import epsilon
 from cohortium.common.privacy.budget import Event, Statement
-from cohortium.common.privacy.chain import REHEARSAL, Book, Entry
+from cohortium.common.privacy.chain import PUBLISHED, REHEARSAL, Book, Entry
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.proposals import COORDINATOR, Proposal, is_run_id, read_proposal
@@ -38,8 +38,6 @@ from cohortium.common.protocol.release_manifest import (
 )
 from cohortium.common.protocol.signing import fingerprint, load_private, public_from_raw
 
-PUBLISHED = "published"
-"""The study ledger's note that names what was published (server/audit)."""
 TOLERANCE = 1e-6
 """Relative, as in the audit: two machines' FFTs differ by less."""
 
@@ -273,11 +271,7 @@ def _statement(facts: Mapping[str, Any], proposal: Proposal, books: Mapping[str,
     spent = max(_spent(plan, book, run) for book in books.values())
     if not spent <= plan.epsilon * (1 + TOLERANCE):
         raise CheckFailed("RELEASE-STATEMENT", "the ledgers were charged more than the approved plan's epsilon")
-    rehearsal = any(
-        note["about"] == REHEARSAL and note["fields"].get("run") == run
-        for book in books.values()
-        for note in book.notes
-    )
+    rehearsal = any(book.noted(REHEARSAL, run) for book in books.values())
     try:
         given = facts["statement"]
         stated = Statement.from_json(given["terms"])
@@ -314,7 +308,7 @@ def _spent(plan: Plan, book: Book, run: str) -> float:
 
 def _published(study: Book, run: str, manifest: Manifest) -> None:
     """The rows are those that the coordinator wrote into the study's ledger."""
-    notes = [n["fields"].get("files") for n in study.notes if n["about"] == PUBLISHED and n["fields"].get("run") == run]
+    notes = [note["fields"].get("files") for note in study.noted(PUBLISHED, run)]
     files = notes[-1] if notes else None
     rows = [name for name in manifest.subjects if name.startswith("synthetic.")]
     if not isinstance(files, dict) or not rows or any(files.get(name) != manifest.subjects[name] for name in rows):

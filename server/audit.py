@@ -27,7 +27,7 @@ from cohortium.common.errors import CheckFailed, CohortiumError, UsageError
 from cohortium.common.privacy import chain
 from cohortium.common.privacy.accountant import prices
 from cohortium.common.privacy.budget import Event, Statement
-from cohortium.common.privacy.chain import REHEARSAL, Book, Entry, Line
+from cohortium.common.privacy.chain import PUBLISHED, REHEARSAL, Book, Entry, Line
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.protocol.messages import canonical
@@ -36,8 +36,6 @@ FORMAT = "cohortium-manifest/1"
 REHEARSED = (
     "NOT PRIVATE: a rehearsal, whose noise is off or can be computed from its seed. With fresh noise it would be: "
 )
-PUBLISHED = "published"
-"""The study ledger's note that names what was published: fields {"run": ..., "files": {name: SHA-256}}."""
 COORDINATOR = "coordinator"
 TOLERANCE = 1e-6
 """Relative: two machines' FFTs differ by less, and no claim is worth more digits."""
@@ -296,8 +294,7 @@ def _check_files(report: AuditReport, directory: Path, run: str, books: dict[str
     if not isinstance(files, dict) or not files:
         report.add("files", False, "result.json does not list the published files")
         return
-    notes = books[COORDINATOR][0].notes if books else []
-    signed = [n["fields"] for n in notes if n["about"] == PUBLISHED and n["fields"].get("run") == run]
+    signed = [note["fields"] for note in books[COORDINATOR][0].noted(PUBLISHED, run)] if books else []
     ok = bool(signed) and signed[-1].get("files") == files
     report.add("files", ok, "listed and signed in the study's ledger" if ok else "not those signed in the ledger")
     result = _read_json(directory / "result.json") or {}

@@ -33,11 +33,11 @@ from cohortium.common.evaluation.base import (
 )
 from cohortium.common.evaluation.report import render
 from cohortium.common.privacy import chain
-from cohortium.common.privacy.chain import Book
+from cohortium.common.privacy.chain import PUBLISHED, Book
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.protocol.signing import public_from_raw
-from cohortium.server.audit import COORDINATOR, PUBLISHED, claims, said_digest, write_manifest
+from cohortium.server.audit import COORDINATOR, claims, said_digest, write_manifest
 from cohortium.server.mirror import Mirror
 from cohortium.server.runs import RunFolder
 from cohortium.server.sampling import write_rows

@@ -11,27 +11,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 
-import jinja2
 from markupsafe import Markup
 
 from cohortium.client.diagnostics.facts import Diagnosis, Histogram, Item, Section
 from cohortium.client.diagnostics.intervals import wilson
 from cohortium.common.evaluation import pictures
 from cohortium.common.evaluation.base import Figure, NamedFigure
-from cohortium.common.evaluation.report import amount
+from cohortium.common.evaluation.report import amount, templates
 
 Picture = tuple[str, Markup]
 
 
 def page(found: Diagnosis) -> str:
     """The page as HTML text; the same diagnosis gives the same bytes."""
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda v: v if isinstance(v, Markup) else pictures.clean(v) if isinstance(v, str) else v,
-    )
+    environment = templates()
     environment.filters |= {"amount": amount, "shown": shown, "beside": beside, "number": number}
     environment.filters |= {"attacks": attacks_of, "others": others_of}
     css = resources.files("cohortium.common.evaluation").joinpath("report.css").read_text(encoding="utf-8")

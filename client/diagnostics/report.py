@@ -182,7 +182,7 @@ def _attacks(cohort: Cohort, missing: np.ndarray, seed: int) -> Section:
 
 def _rehearsed(guard: Path, run: str) -> bool:
     with Ledger.open(guard / "ledger.db") as ledger:
-        return any(note["about"] == REHEARSAL and note["fields"].get("run") == run for note in ledger.book.notes)
+        return bool(ledger.book.noted(REHEARSAL, run))
 
 
 def _statement(proposal: Proposal, *, rehearsal: bool) -> str:

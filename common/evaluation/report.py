@@ -46,13 +46,7 @@ def render(facts: ReportFacts, scores: Scores | None, out: Path) -> Path:
 def page(facts: ReportFacts, scores: Scores | None) -> str:
     """The report as HTML text; the same input gives the same bytes."""
     here = resources.files(__package__)
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda v: v if isinstance(v, Markup) else pictures.clean(v) if isinstance(v, str) else v,
-    )
+    environment = templates()
     environment.filters |= {"number": number, "percent": percent, "epsilon": epsilon, "interval": interval}
     environment.filters |= {"reference": reference, "amount": amount}
     css = Markup(here.joinpath("report.css").read_text(encoding="utf-8"))
@@ -64,6 +58,17 @@ def page(facts: ReportFacts, scores: Scores | None) -> str:
         titles=TITLES,
         drawn=_pictures(facts, scores),
         **_lists(facts, scores),
+    )
+
+
+def templates() -> jinja2.Environment:
+    """Whatever is written into a page is escaped; a name that the template uses and nobody gave is an error."""
+    return jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda v: v if isinstance(v, Markup) else pictures.clean(v) if isinstance(v, str) else v,
     )
 
 

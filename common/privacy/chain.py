@@ -33,6 +33,8 @@ from cohortium.common.protocol.messages import canonical
 FORMAT = "cohortium-ledger/2"
 REHEARSAL = "rehearsal"
 """A site's note on a run whose noise can be computed from a seed, or is off: such a run is never private."""
+PUBLISHED = "published"
+"""The study's note that names what was published: fields {"run": ..., "files": {name: SHA-256}}."""
 START = "start"
 """A site's note that it is about to begin, or to go on with, a run: its nonce sets two copies of a ledger apart."""
 CARRIED = "carried"
@@ -155,6 +157,10 @@ class Book:
     """Unix time of the last line."""
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
     notes: list[dict[str, Any]] = field(default_factory=list)
+
+    def noted(self, about: str, run: str) -> list[dict[str, Any]]:
+        """The notes of a kind on a run, oldest first."""
+        return [note for note in self.notes if note["about"] == about and note["fields"].get("run") == run]
 
     def apply(self, body: dict[str, Any]) -> None:
         kind = body.get("kind")

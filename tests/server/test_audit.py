@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cohortium.common.errors import UsageError
 from cohortium.common.privacy import chain
 from cohortium.common.privacy.accountant import Part, calibrate
+from cohortium.common.privacy.chain import PUBLISHED
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan, Stage
 from cohortium.common.protocol.messages import canonical
-from cohortium.server.audit import PUBLISHED, AuditReport, audit, claims, write_manifest
+from cohortium.server.audit import AuditReport, audit, claims, write_manifest
 
 RUN = "run-1"
 SITES = ("A", "B", "C")

@@ -14,7 +14,8 @@ from conducting import SITES, Field, in_the_field, say_yes
 
 from cohortium.common.errors import Refused
 from cohortium.common.privacy import chain
-from cohortium.server.audit import PUBLISHED, audit
+from cohortium.common.privacy.chain import PUBLISHED
+from cohortium.server.audit import audit
 from cohortium.server.finish import GUESSED, REHEARSAL, export_ledgers, finish_run, main, rewrite_report
 from cohortium.server.progress import Progress, spent
 from cohortium.server.runs import RunFolder
