@@ -60,6 +60,9 @@ def init(
     generator: Annotated[list[str] | None, typer.Option(help="Allowed generator; may repeat.")] = None,
     strategy: Annotated[list[str] | None, typer.Option(help="Allowed trust mode; may repeat.")] = None,
     evaluation: Annotated[bool | None, typer.Option(help="Whether held-out patients may be asked for scores.")] = None,
+    attacks: Annotated[
+        bool | None, typer.Option(help="Whether training patients may be asked how well an attack works.")
+    ] = None,
     officer_public: Annotated[
         Path | None, typer.Option(help="Public key of an officer whose key lies elsewhere.")
     ] = None,
@@ -101,6 +104,7 @@ def init(
             "generators": generator,
             "strategies": strategy,
             "evaluation": evaluation,
+            "attacks": attacks,
             "rehearsal_seed": rehearsal_seed,
         }
         person = sys.stdin.isatty() and not as_json

@@ -5,8 +5,9 @@
           (postgresql://, sqlite:///, duckdb:///) with query or query_file; password: where the password lies
           (env:, file:, keyring:), never the password; one_row = false where a query gives several rows a patient
 [policy]  lifetime_epsilon, lifetime_delta, unit, hospitals, minimum_sites, minimum_colluders, minimum_patients,
-          generators, strategies, evaluation. May be absent: peers, {name = hex of a site's key}; officers, a list of
-          hex keys (absent: the one in officer.pub) with officers_needed, how many of them must sign (absent: 1)
+          generators, strategies, evaluation. May be absent: attacks (absent: false); peers, {name = hex of a site's
+          key}; officers, a list of hex keys (absent: the one in officer.pub) with officers_needed, how many of them
+          must sign (absent: 1)
 [rehearsal]  seed, noise: only in simulations and rehearsals; a guard with it never claims privacy
 
 One directory, one source, one ledger: the lifetime cap is the cap of this source.
@@ -29,13 +30,16 @@ from cohortium.common.privacy.chain import is_hex
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.study import toml_text
 
+JUDGING = ("tallies", "sums", "estimates")
+"""Questions that judge a synthetic table by patients."""
 DATABASES = ("postgresql://", "sqlite:///", "duckdb:///")
 KNOWN = {
     "site": {"name", "coordinator_key"},
     "data": {"table", "query", "query_file", "password", "one_row"},
     "policy": {
         *("lifetime_epsilon", "lifetime_delta", "unit", "hospitals", "minimum_sites", "minimum_colluders"),
-        *("minimum_patients", "generators", "strategies", "evaluation", "peers", "officers", "officers_needed"),
+        *("minimum_patients", "generators", "strategies", "evaluation", "attacks", "peers", "officers"),
+        "officers_needed",
     },
     "rehearsal": {"seed", "noise"},
 }
@@ -57,7 +61,8 @@ class Policy:
     lifetime_epsilon, lifetime_delta: the cap over all runs on this data, for ever, always counted for a patient in
     `hospitals` hospitals. unit: the column that names the patient, or "row". minimum_colluders: how many of the
     others the hospital does not want to trust. peers: (name, hex of the Ed25519 key) of every site it knows; None
-    takes any, then the officer compares fingerprints. officers: hex of the keys that may approve; None: the one in
+    takes any, then the officer compares fingerprints. attacks: whether training patients may be asked what tells how
+    well an attack on the table works, as a noised sum. officers: hex of the keys that may approve; None: the one in
     officer.pub. query, query_file, password, several_rows: for a database only.
     """
 
@@ -82,6 +87,7 @@ class Policy:
     several_rows: bool = False
     officers: tuple[str, ...] | None = None
     officers_needed: int = 1
+    attacks: bool = False
 
     def __post_init__(self) -> None:
         finite = math.isfinite(self.lifetime_epsilon) and self.lifetime_epsilon > 0
@@ -127,6 +133,7 @@ class Policy:
                 generators=_words(policy["generators"]),
                 strategies=_words(policy["strategies"]),
                 evaluation=_boolean(policy["evaluation"]),
+                attacks=_boolean(policy.get("attacks", False)),
                 peers=None if "peers" not in policy else _peers(policy["peers"]),
                 rehearsal=None
                 if rehearsal is None
@@ -177,6 +184,7 @@ class Policy:
             f"generators = {toml_text(list(self.generators))}",
             f"strategies = {toml_text(list(self.strategies))}",
             f"evaluation = {str(self.evaluation).lower()}",
+            *(["attacks = true"] if self.attacks else []),
         ]
         if self.peers is not None:
             pins = ", ".join(f"{toml_text(name)} = {toml_text(key)}" for name, key in self.peers)
@@ -230,6 +238,13 @@ class Policy:
                 "POLICY-EVALUATION",
                 "evaluation on held-out patients is not allowed here",
                 "[policy] evaluation",
+            )
+        # By kind, not by name: no generator asks training patients such questions.
+        if any(s.part == "train" and s.kind in JUDGING for s in plan.stages) and not self.attacks:
+            refuse(
+                "POLICY-ATTACKS",
+                "asking training patients how near they lie to the synthetic table is not allowed here",
+                "[policy] attacks",
             )
         if not plan.private and (self.rehearsal is None or self.rehearsal.noise):
             refuse(

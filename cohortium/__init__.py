@@ -108,10 +108,16 @@ class Run:
         return pd.read_parquet(self.directory / "synthetic.parquet")
 
     def sample(
-        self, rows: int, *, where: Where | None = None, balance: str | None = None, seed: int = 0
+        self,
+        rows: int,
+        *,
+        where: Where | None = None,
+        balance: str | Sequence[str] | None = None,
+        minimum_share: Mapping[str, float] | None = None,
+        seed: int = 0,
     ) -> pd.DataFrame:
         """More rows, see `sample`."""
-        return sample(self.directory, rows, where=where, balance=balance, seed=seed)
+        return sample(self.directory, rows, where=where, balance=balance, minimum_share=minimum_share, seed=seed)
 
 
 def load_study(path: str | Path) -> Study:
@@ -204,12 +210,19 @@ def resume(
 
 
 def sample(
-    directory: str | Path, rows: int, *, where: Where | None = None, balance: str | None = None, seed: int = 0
+    directory: str | Path,
+    rows: int,
+    *,
+    where: Where | None = None,
+    balance: str | Sequence[str] | None = None,
+    minimum_share: Mapping[str, float] | None = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Draw rows from a fitted model: post-processing, free of budget. The same seed gives the same rows.
 
     where: "sex=Female and cp=asymptomatic", or {column: value, set of values, or (low, high)}.
-    balance: a column whose levels shall occur equally often; rows then come level after level.
+    balance: columns whose combinations of levels shall occur equally often. minimum_share: {column: share of all rows
+    that each of its levels has at least}; the rest keeps its proportions.
     """
     from cohortium.common.errors import UsageError
     from cohortium.common.generators.sampling import table
@@ -221,7 +234,9 @@ def sample(
     folder = RunFolder(root=Path(directory))
     conditions = parse_where(where, folder) if isinstance(where, str) else where
     schema, grids = folder.study().schema, folder.grids()
-    return table(folder.model(), schema, grids, rows, seed=seed, where=conditions, balance=balance)
+    return table(
+        folder.model(), schema, grids, rows, seed=seed, where=conditions, balance=balance, minimum_share=minimum_share
+    )
 
 
 def evaluate(

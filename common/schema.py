@@ -1,8 +1,8 @@
 """The data dictionary: what is publicly known about a table before anyone looks at it.
 
-A Frictionless Table Schema (JSON) with three more properties per field: `role`, `unit`, `resolution`.
-Nothing in it is learned from data: levels and ranges come from documentation or from people. A field with
-`x-guessed: true` has levels or a range read off a table: such a dictionary is for completion, not for use.
+A Frictionless Table Schema (JSON) with three more properties per field, `role`, `unit`, `resolution`, and one for the
+table: `rules` (rules.py). Nothing in it is learned from data: levels and ranges come from documentation or from people.
+A field with `x-guessed: true` has levels or a range read off a table: such a dictionary is for completion, not for use.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from cohortium.common.errors import DictionaryError
+
+if TYPE_CHECKING:
+    from cohortium.common.rules import Rule
 
 Kind = Literal["boolean", "integer", "number", "string", "date", "datetime", "year"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -27,6 +30,7 @@ TRUE_VALUES = ("true", "True", "TRUE", "1")
 FALSE_VALUES = ("false", "False", "FALSE", "0")
 LARGEST = 2.0**53  # beyond it float64 skips integers, so an "integer" range would lie
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ROUNDING = 0.02  # public shares are printed in whole per cent: that far their sum may lie off 1
 
 _NUMERIC = ("integer", "number", "year")
 _DATES = ("date", "datetime")
@@ -39,7 +43,8 @@ class Column:
     levels: the allowed values as text, in the dictionary's order; ("false", "true") for a boolean; None for
     numbers without a list and for dates. minimum, maximum: both set exactly when levels is None, except for
     identifiers, which need neither; a date counts in days and a datetime in seconds since 1970-01-01 UTC.
-    resolution: the step in which the value is recorded, in the unit of minimum. Raises DictionaryError.
+    resolution: the step in which the value is recorded, in the unit of minimum. reference_shares: (level, its share of
+    the people whom the study is about), public figures for levels, all or some. Raises DictionaryError.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Column:
     true_values: tuple[str, ...] = TRUE_VALUES
     false_values: tuple[str, ...] = FALSE_VALUES
     guessed: bool = False
+    reference_shares: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         check_text(self.name, "a column's name", empty=False)
@@ -85,6 +91,7 @@ class Column:
         else:
             self._check_range()
         self._check_resolution()
+        self._check_shares()
         if set(self.true_values) & set(self.false_values):
             raise error(
                 "DICT-LEVELS",
@@ -181,6 +188,27 @@ class Column:
                 "round it",
             )
 
+    def _check_shares(self) -> None:
+        if not self.reference_shares:
+            return
+        example = 'e.g. "x-reference-shares": {"female": 0.51, "male": 0.49}'
+        levels, named = self.levels or (), [level for level, _ in self.reference_shares]
+        unknown = [level for level in named if level not in levels]
+        if unknown or len(set(named)) != len(named):
+            what = f"has no level {unknown[0]!r}" if unknown else "names a level twice"
+            raise error("DICT-SHARES", f"column {self.name!r} {what} to give a reference share", example)
+        total = sum(share for _, share in self.reference_shares)
+        if not all(0 <= share <= 1 for _, share in self.reference_shares) or total > 1 + ROUNDING:
+            raise error(
+                "DICT-SHARES", f"column {self.name!r}: reference shares lie from 0 to 1 and sum to 1 at most", example
+            )
+        if len(named) == len(levels) and total < 1 - ROUNDING:
+            raise error(
+                "DICT-SHARES",
+                f"column {self.name!r}: the reference shares of all levels sum to {total:g}",
+                "correct them, or leave out a level whose share is not known",
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """The field as Table Schema JSON; `Schema.from_dict` gives the same column back."""
         constraints: dict[str, Any] = {"required": self.required}
@@ -201,6 +229,8 @@ class Column:
             out["trueValues"], out["falseValues"] = list(self.true_values), list(self.false_values)
         if self.guessed:
             out["x-guessed"] = True
+        if self.reference_shares:
+            out["x-reference-shares"] = dict(self.reference_shares)
         return out
 
 
@@ -208,14 +238,16 @@ class Column:
 class Schema:
     """A named list of columns in file order, and the texts that mean "missing".
 
-    about: title, source, licence and the like, kept so that attribution travels with every copy.
-    Raises DictionaryError: no column, two columns of one name, a level that is also a missing value.
+    about: title, source, licence and the like, kept so that attribution travels with every copy. rules: what has to
+    hold inside a row. Raises DictionaryError: no column, two columns of one name, a level that is also a missing value,
+    a rule that the columns cannot carry.
     """
 
     name: str
     columns: tuple[Column, ...]
     missing_values: tuple[str, ...] = ("",)
     about: tuple[tuple[str, str], ...] = ()
+    rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.columns:
@@ -239,6 +271,10 @@ class Schema:
                         "remove it from one of the two lists",
                         column.name,
                     )
+        if self.rules:
+            from cohortium.common.rules import refuse_misfits
+
+            refuse_misfits(self.rules, self.columns)
 
     @property
     def modelled(self) -> tuple[Column, ...]:
@@ -270,9 +306,13 @@ class Schema:
         )
 
     def without(self, names: Iterable[str]) -> Schema:
-        """The same dictionary without some columns; each must exist."""
+        """The same dictionary without some columns, each must exist, and without the rules that name one of them."""
         drop = {self.column(name).name for name in names}
-        return replace(self, columns=tuple(c for c in self.columns if c.name not in drop))
+        return replace(
+            self,
+            columns=tuple(c for c in self.columns if c.name not in drop),
+            rules=tuple(rule for rule in self.rules if not drop & set(rule.columns)),
+        )
 
     def digest(self) -> str:
         """SHA-256 (hex) of the dictionary's canonical JSON; equal dictionaries have equal digests."""
@@ -281,11 +321,16 @@ class Schema:
 
     def to_dict(self) -> dict[str, Any]:
         head: dict[str, Any] = {"name": self.name, **dict(self.about)}
-        return {
+        out = {
             **head,
             "missingValues": list(self.missing_values),
             "fields": [c.to_dict() for c in self.columns],
         }
+        if self.rules:  # a dictionary without rules keeps the digest that it had before there were any
+            from cohortium.common.rules import rules_to_json
+
+            out["rules"] = rules_to_json(self.rules, self.columns)
+        return out
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -11,12 +11,14 @@ from typing import Any, Literal, cast
 
 from cohortium.common.errors import StudyError
 from cohortium.common.schema import Schema
+from cohortium.common.study_evaluation import LARGEST_EPSILON as LARGEST_EPSILON
+from cohortium.common.study_evaluation import Evaluation as Evaluation
+from cohortium.common.study_release import Release as Release
 
 Mode = Literal["secure-sum", "local"]
 GENERATORS = ("auto", "mixture", "autoregressive", "joined")
 STRATEGIES: tuple[Mode, ...] = ("secure-sum", "local")
 SERVER_STEPS = ("average", "momentum", "adam")
-LARGEST_EPSILON = 100.0
 LARGEST_DELTA = 1e-4
 DELTA_WITHOUT_REASON = 1e-6
 MOST_SITES = 100  # of the secure sum (complete graph of masks)
@@ -103,23 +105,6 @@ class StrategySpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """epsilon: budget of the held-out patients' answers. holdout: their share of all patients."""
-
-    epsilon: float
-    holdout: float
-
-    def __post_init__(self) -> None:
-        _within("evaluation epsilon", self.epsilon, 0.0, LARGEST_EPSILON)
-        _within("holdout", self.holdout, 0.0, 0.5)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Release:
-    rows: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
     """A checked study with its dictionary.
 
@@ -192,7 +177,7 @@ class Study:
         }
         for name in ("privacy", "generator", "strategy", "evaluation", "release"):
             part = getattr(self, name)
-            facts[name] = None if part is None else asdict(part)
+            facts[name] = None if part is None else part.facts() if hasattr(part, "facts") else asdict(part)
         return facts
 
     def to_toml(self, *, dictionary: str) -> str:
@@ -209,12 +194,23 @@ class Study:
         for section in ("study", "privacy", "generator", "strategy", "evaluation", "release"):
             if facts[section] is None:
                 continue
+            inner = {k: v for k, v in facts[section].items() if section == "evaluation" and _nested(v)}
+            plain = {k: v for k, v in facts[section].items() if k not in inner and v is not None}
             lines += [f"[{section}]"]
-            lines += [f"{k} = {toml_text(v)}" for k, v in facts[section].items() if v is not None and v != []]
+            lines += [f"{k} = {toml_text(v)}" for k, v in plain.items() if v != [] or k == "groups"]
             lines += [""]
+            for name, value in inner.items():
+                for part in value if isinstance(value, list) else [value]:
+                    lines += [f"[[{section}.{name}]]" if isinstance(value, list) else f"[{section}.{name}]"]
+                    lines += [*(f"{k} = {toml_text(v)}" for k, v in part.items()), ""]
         if self.sites:
             lines += ["[sites]", f"names = {toml_text(list(self.sites))}", ""]
         return "\n".join(lines)
+
+
+def _nested(value: Any) -> bool:
+    """A section of its own, or a list of such."""
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
 
 
 def _within(what: str, value: float, above: float, most: float) -> None:
@@ -230,6 +226,8 @@ def toml_text(value: Any) -> str:
         return text if math.isfinite(value) else str(value)
     if isinstance(value, list):
         return "[" + ", ".join(toml_text(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{toml_text(key)} = {toml_text(item)}" for key, item in value.items()) + "}"
     # A JSON string is a TOML basic string, except that TOML also refuses DEL
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else str(value)
 

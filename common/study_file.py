@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import cast
 
+from cohortium.common import study_evaluation, study_release
 from cohortium.common.schema import Column, Schema
 from cohortium.common.study import (
     DELTA_WITHOUT_REASON,
@@ -23,7 +24,6 @@ from cohortium.common.study import (
     GeneratorSpec,
     Mode,
     Privacy,
-    Release,
     StrategySpec,
     Study,
     toml_text,
@@ -60,10 +60,7 @@ def _study(file: TomlFile, folder: Path) -> Study:
     generator.only("name")
     spec = GeneratorSpec(name=generator.choice("name", GENERATORS))
     strategy = _strategy(file)
-    evaluation = _evaluation(file, privacy)
     release = file.section("release", "rows")
-    release.only("rows")
-    rows = release.whole("rows", least=1, most=10**10, example="rows = 10000")
     sites: tuple[str, ...] = ()
     if file.has("sites"):
         part = file.section("sites", "names")
@@ -85,6 +82,7 @@ def _study(file: TomlFile, folder: Path) -> Study:
     if not schema.modelled:
         raise head.error("dictionary", "no column is left to model", "exclude fewer columns")
     _check_unit(file, schema, privacy.unit)
+    evaluation = _evaluation(file, privacy, schema)
     return Study(
         id=identity,
         title=title,
@@ -97,7 +95,7 @@ def _study(file: TomlFile, folder: Path) -> Study:
         generator=spec,
         strategy=strategy,
         evaluation=evaluation,
-        release=Release(rows=rows),
+        release=study_release.read(release, schema),
         sites=sites,
     )
 
@@ -153,11 +151,11 @@ def _strategy(file: TomlFile) -> StrategySpec:
     return StrategySpec(name=name, survivors=survivors, colluders=colluders, rounds=rounds)
 
 
-def _evaluation(file: TomlFile, privacy: Privacy) -> Evaluation | None:
+def _evaluation(file: TomlFile, privacy: Privacy, schema: Schema) -> Evaluation | None:
     if not file.has("evaluation"):
         return None
     part = file.section("evaluation", "epsilon, holdout")
-    part.only("epsilon", "holdout")
+    part.only("epsilon", "holdout", "groups", "survival", "analyses", "thresholds", "attack")
     epsilon = part.number("epsilon", above=0.0, most=LARGEST_EPSILON, example="epsilon = 0.5")
     if epsilon > privacy.epsilon:
         raise part.error("epsilon", "the evaluation may not cost more than the study", f"epsilon = {privacy.epsilon:g}")
@@ -167,7 +165,7 @@ def _evaluation(file: TomlFile, privacy: Privacy) -> Evaluation | None:
         raise part.error(
             "holdout", "patients can be held out only where a column names them", 'in [privacy]: unit = "patient_id"'
         )
-    return Evaluation(epsilon=epsilon, holdout=holdout)
+    return Evaluation(epsilon=epsilon, holdout=holdout, **study_evaluation.read(part, schema))
 
 
 def _check_unit(file: TomlFile, schema: Schema, unit: str) -> None:

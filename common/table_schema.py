@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cohortium.common.errors import DictionaryError
+from cohortium.common.rules import read_rules
 from cohortium.common.schema import (
     FALSE_VALUES,
     KINDS,
@@ -40,6 +41,7 @@ _FIELD_KEYS = (
     "unit",
     "resolution",
     "description",
+    "x-reference-shares",
 )
 _USED = ("required", "enum", "minimum", "maximum")
 _HARMLESS = ("unique", "minLength", "maxLength", "pattern", "jsonSchema")  # levels say more than these
@@ -83,11 +85,15 @@ def parse(document: Any, where: str) -> Schema:
             place = f"{where}:{name if isinstance(name, str) and name else f'field {number}'}"
             columns.append(_column(field))
         place = where
+        for key in document:
+            if isinstance(key, str) and key != "rules" and difflib.get_close_matches(key, ["rules"], n=1, cutoff=0.85):
+                raise error("DICT-PROPERTY", f"the dictionary has the property {key!r}", "write 'rules'")
         return Schema(
             name=_text(document, "name") or Path(where).name.split(".")[0] or "dictionary",
             columns=tuple(columns),
             missing_values=_missing_values(document.get("missingValues", [""])),
             about=tuple((k, document[k]) for k in _ABOUT if isinstance(document.get(k), str)),
+            rules=read_rules(document.get("rules"), columns),
         )
     except DictionaryError as reason:
         place = f"{where}:{reason.where[0]}" if reason.where else place
@@ -159,6 +165,7 @@ def _column(field: Any) -> Column:
         true_values=_texts(field.get("trueValues", list(TRUE_VALUES)), f"trueValues of {name!r}"),
         false_values=_texts(field.get("falseValues", list(FALSE_VALUES)), f"falseValues of {name!r}"),
         guessed=guessed,
+        reference_shares=_shares(name, field.get("x-reference-shares", {})),
     )
 
 
@@ -201,6 +208,18 @@ def _levels(name: str, kind: str, field: Mapping[str, Any], constraints: Mapping
             raise error("DICT-LEVELS", f"column {name!r}: a boolean has the levels false, true", "leave enum out")
         return None
     return lists[0] if lists else None
+
+
+def _shares(name: str, given: Any) -> tuple[tuple[str, float], ...]:
+    if not isinstance(given, Mapping) or not all(
+        isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1 for share in given.values()
+    ):
+        raise error(
+            "DICT-SHARES",
+            f"column {name!r}: x-reference-shares is not an object of levels with shares from 0 to 1",
+            'e.g. "x-reference-shares": {"female": 0.51, "male": 0.49}',
+        )
+    return tuple((str(level), float(share)) for level, share in given.items())
 
 
 def _missing_values(given: Any) -> tuple[str, ...]:

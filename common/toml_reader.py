@@ -85,7 +85,7 @@ class TomlFile:
 
     def place(self, section: str, key: str | None) -> str:
         """file:line of a key, else of its section, else the file."""
-        header = re.compile(r"^\s*\[\s*([^\[\]]+?)\s*\]")
+        header = re.compile(r"^\s*\[{1,2}\s*([^\[\]]+?)\s*\]")
         inside, found = "", None
         for number, line in enumerate(self.text.splitlines(), start=1):
             match = header.match(line)
@@ -126,6 +126,24 @@ class Table:
                     where=(self.place(key),),
                     hint=_nearest(key, known, "{}"),
                 )
+
+    def inner(self, key: str) -> Table | None:
+        """The section inside, [NAME.key], or None."""
+        value = self.data.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            fix = f"write [{self.name}.{key}] on its own line"
+            raise self.error(key, f"{key} is not a section", fix, code="STUDY-TYPE")
+        return Table(file=self.file, name=f"{self.name}.{key}", data=value)
+
+    def inners(self, key: str) -> tuple[Table, ...]:
+        """The sections [[NAME.key]], in order."""
+        value = self.data.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+            fix = f"write [[{self.name}.{key}]] on its own line"
+            raise self.error(key, f"{key} is not a list of sections", fix, code="STUDY-TYPE")
+        return tuple(Table(file=self.file, name=f"{self.name}.{key}", data=item) for item in value)
 
     def _get(self, key: str, example: str) -> Any:
         if key not in self.data:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cohortium.common.errors import StudyError
+from cohortium.common.errors import StudyError, UsageError
 from cohortium.common.privacy.budget import rounded_up
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.study import Study
@@ -140,24 +140,29 @@ def expected_minutes(plan: Plan) -> float:
 def show_plan(plan: Plan) -> None:
     title = f"{plan.study}: {plan.generator}, {plan.mode}, {len(plan.sites)} sites"
     table = Table(title=title, title_justify="left")
-    for name in ("phase", "what is asked"):
-        table.add_column(name)
+    table.add_column("phase", no_wrap=True)
     for name in ("releases", "sampling", "noise σ/Δ", "numbers", "ε so far"):
         table.add_column(name, justify="right")
     cumulated = {stage.name: epsilon for stage, epsilon in plan.cumulated()}
-    for stage in plan.stages:
-        repeats = str(stage.repeats) if stage.steps == 1 else f"{stage.repeats} × {stage.steps}"
-        part = "" if stage.part == "train" else " (held-out patients)"
-        table.add_row(
-            stage.name,
-            stage.purpose + part,
-            repeats,
-            f"{stage.event.probability:.3g}",
-            f"{stage.noise_multiplier:.3g}",
-            f"{stage.max_dim:,}",
-            f"{cumulated[stage.name]:.3f}",
-        )
+    for part, of in (("train", "of training patients"), ("holdout", "of held-out patients")):
+        stages = [stage for stage in plan.stages if stage.part == part]
+        if not stages:
+            continue
+        table.add_section()
+        table.add_row(f"[dim]{of}[/]")
+        for stage in stages:
+            repeats = str(stage.repeats) if stage.steps == 1 else f"{stage.repeats} × {stage.steps}"
+            table.add_row(
+                escape(stage.name),
+                repeats,
+                f"{stage.event.probability:.3g}",
+                f"{stage.noise_multiplier:.3g}",
+                f"{stage.max_dim:,}",
+                f"{cumulated[stage.name]:.3f}",
+            )
     out.print(table)
+    for stage in plan.stages:
+        out.print(f"[dim]{escape(stage.name)}[/]  {escape(stage.purpose)}", soft_wrap=True)
     prices = Table(title=f"Price of the whole plan at δ = {plan.delta:g}", title_justify="left")
     prices.add_column("a patient is in")
     prices.add_column("ε, add/remove", justify="right")
@@ -183,19 +188,43 @@ def sample(
     directory: Annotated[Path, typer.Argument(help="Folder of a finished simulation.")],
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")] = 1000,
     where: Annotated[str | None, typer.Option(help='Condition, e.g. "sex=F and age>=65".')] = None,
-    balance: Annotated[str | None, typer.Option(help="A column whose levels shall occur equally often.")] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(help="Columns whose levels, or combinations of them, shall occur equally often: sex,died."),
+    ] = None,
+    minimum_share: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN=0.05: each level of it gets at least that share of the rows; may repeat."),
+    ] = None,
     to: Annotated[list[Path] | None, typer.Option("-o", "--out", help="File (.parquet, .csv); may repeat.")] = None,
+    replicates: Annotated[
+        int | None,
+        typer.Option(
+            help="Also replay the release so often: a table each, to compute intervals from (docs/analyze.md)."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same rows.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Draw synthetic rows from a fitted model: free of budget."""
     with failures(as_json=as_json):
+        if replicates is not None:
+            if where or balance or minimum_share:
+                raise UsageError(
+                    "SAMPLE-REPLICATES",
+                    "replicates are tables of everybody",
+                    hint="leave --where, --balance and --minimum-share out and choose rows in the analysis",
+                )
+            _sample_replicates(directory, replicates, rows, to, seed=seed, as_json=as_json)
+            return
+        from cohortium.common.study_release import Release, how_sampled
         from cohortium.server.runs import RunFolder
-        from cohortium.server.sampling import parse_where, write_rows
+        from cohortium.server.sampling import parse_columns, parse_shares, parse_where, write_rows
 
         folder = RunFolder(root=directory)
         outs = to or [Path("sample.parquet")]
         conditions = parse_where(where, folder)
+        columns, shares = parse_columns(balance, folder), parse_shares(minimum_share or [])
         with Progress(
             TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=err, transient=True
         ) as bar:
@@ -206,14 +235,89 @@ def sample(
                 outs,
                 seed=seed,
                 where=conditions,
-                balance=balance,
+                balance=columns,
+                minimum_share=shares,
                 progress=lambda n: bar.update(task, completed=n),
             )
+        design = Release(rows=rows, balance=columns, minimum_share=tuple(shares.items()))
+        said = how_sampled(design, folder.study().schema)
         emit(
-            {"rows": written, "files": [str(path) for path in outs], "seed": seed},
+            {"rows": written, "files": [str(path) for path in outs], "seed": seed, "sampled": list(said)},
             as_json=as_json,
-            show=lambda: out.print(f"Wrote {written:,} rows to {', '.join(map(str, outs))}."),
+            show=lambda: out.print("\n".join((f"Wrote {written:,} rows to {', '.join(map(str, outs))}.", *said))),
         )
+
+
+def _sample_replicates(
+    directory: Path, replicates: int, rows: int, to: list[Path] | None, *, seed: int, as_json: bool
+) -> None:
+    from cohortium.server.replicate_tables import write_replicates
+    from cohortium.server.runs import RunFolder
+
+    if to is not None and len(to) > 1:
+        raise UsageError("SAMPLE-REPLICATES", "replicates are named after one file", hint="-o rows.parquet")
+    target = to[0] if to else Path("sample.parquet")
+    with _bar() as bar:
+        task = bar.add_task("replaying the release", total=replicates + 2)
+        files = write_replicates(
+            RunFolder(root=directory),
+            replicates,
+            rows,
+            target,
+            seed=seed,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    shown = f"Wrote {files[0]} (the world), {files[1]} (this run) and {len(files) - 2} replays to {files[-1]}."
+    emit(
+        {"rows": rows, "files": [str(path) for path in files], "seed": seed},
+        as_json=as_json,
+        show=lambda: out.print(shown, markup=False),
+    )
+
+
+def _bar() -> Progress:
+    return Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=err, transient=True)
+
+
+def analyze(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    mean: Annotated[
+        list[str] | None, typer.Option("--mean", help="A number, or the share of a level: age, stage=III; may repeat.")
+    ] = None,
+    logistic: Annotated[
+        list[str] | None, typer.Option("--logistic", help="'death ~ age + sex + arm[control]'; may repeat.")
+    ] = None,
+    cox: Annotated[list[str] | None, typer.Option("--cox", help="'time, event ~ age + arm'; may repeat.")] = None,
+    replicates: Annotated[int, typer.Option(help="How often the release is replayed.")] = 30,
+    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same intervals.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Means, odds ratios and hazard ratios with intervals that count the privacy noise: free of budget."""
+    with failures(as_json=as_json):
+        from cohortium.server.analysis import analyze as run_analyze
+        from cohortium.server.analysis import read_formulas
+        from cohortium.server.analysis_shown import tables
+        from cohortium.server.runs import RunFolder
+
+        folder = RunFolder(root=directory)
+        estimands = read_formulas(folder, means=mean or (), logistic=logistic or (), cox=cox or ())
+        with _bar() as bar:
+            task = bar.add_task("replaying the release", total=None)
+            found = run_analyze(
+                folder,
+                estimands,
+                replicates=replicates,
+                level=level,
+                seed=seed,
+                progress=lambda done, of: bar.update(task, completed=done, total=of),
+            )
+
+        def show() -> None:
+            for shown in tables(found):
+                out.print(shown)
+
+        emit(found.to_json(), as_json=as_json, show=show)
 
 
 def audit(

@@ -21,6 +21,7 @@ from rich.table import Table
 from cohortium.common.errors import Refused, UsageError
 from cohortium.common.terminal import emit, err, failures, out
 from cohortium.server.cli import AcceptGuessed, AsJson
+from cohortium.server.showing import evaluation_shown
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The consortium's folder.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
@@ -467,6 +468,8 @@ def _show_end(found: Any, facts: dict[str, Any]) -> None:
     out.print(f"[bold]{escape(result['privacy']['sentence'])}[/]", soft_wrap=True)
     for warning in result["warnings"]:
         out.print(f"[bold red]{escape(warning)}[/]", soft_wrap=True)
+    for shown in evaluation_shown(result):
+        out.print(shown)
     out.print(f"Rows in {escape(str(folder))}/synthetic.parquet and .csv; open report.html there.", soft_wrap=True)
     out.print(f"Check every claim yourself: cohortium audit {escape(str(folder))}", soft_wrap=True)
 

@@ -18,26 +18,30 @@ import platform
 import secrets
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cohortium.common.errors import CohortiumError, Refused
+from cohortium.common.evaluation.assess import with_exact
 from cohortium.common.evaluation.base import (
     BudgetFacts,
-    NamedFigure,
     PlanRow,
     ReportFacts,
     RoundRow,
     Scores,
-    from_json,
+    to_json,
 )
+from cohortium.common.evaluation.findings import Findings
 from cohortium.common.evaluation.report import render
+from cohortium.common.evaluation.summary_pdf import write_summary
 from cohortium.common.privacy import chain
 from cohortium.common.privacy.chain import PUBLISHED, Book
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.protocol.signing import public_from_raw
-from cohortium.server.audit import COORDINATOR, claims, said_digest, write_manifest
+from cohortium.server.audit import COORDINATOR, bare_digest, claims, said_digest, write_manifest
+from cohortium.server.evaluate import free_sections, kept
 from cohortium.server.mirror import Mirror
 from cohortium.server.runs import RunFolder
 from cohortium.server.sampling import write_rows
@@ -62,6 +66,8 @@ GUESSED_WARNING = (
 NOISELESS = "Noise is switched off: there is no privacy at all. For tests only."
 SAMPLES = ("synthetic.parquet", "synthetic.csv")
 LEDGERS = "run/ledgers"
+AUDITED = "rehearsal_audit.json"
+"""In a run's folder: the lower bound on ε that a rehearsal with canaries proved (simulations/rehearsal.py)."""
 
 Progress = Callable[[str], None]
 
@@ -84,7 +90,7 @@ def finish_run(root: Path, *, mirror: Path, progress: Progress = lambda _: None)
     about = {"Consortium": str(facts["consortium"])}
     if (folder.inner / "evaluation.json").exists():
         about["Scored on"] = "held-out patients, at the hospitals"
-    return publish(folder, mode="deployment", about=about, progress=progress)
+    return publish(folder, mode="deployment", about=about, findings=kept(folder), progress=progress)
 
 
 def export_ledgers(folder: RunFolder, mirror: Path) -> None:
@@ -110,9 +116,20 @@ def export_ledgers(folder: RunFolder, mirror: Path) -> None:
 
 
 def sample(folder: RunFolder) -> None:
-    """synthetic.parquet and synthetic.csv: as many rows as the plan releases."""
+    """synthetic.parquet and synthetic.csv: as many rows as the plan releases, balanced as the study says."""
     outs = [folder.root / name for name in SAMPLES]
-    write_rows(folder, folder.plan().rows, outs, seed=int(folder.facts()["seed"]))
+    wanted = folder.study().release
+    write_rows(
+        folder,
+        folder.plan().rows,
+        outs,
+        seed=int(folder.facts()["seed"]),
+        balance=wanted.balance,
+        minimum_share=dict(wanted.minimum_share),
+        enforce_rules=wanted.enforce_rules,
+        k_anonymity=wanted.k_anonymity,
+        l_diversity=wanted.l_diversity,
+    )
 
 
 def publish(
@@ -121,11 +138,14 @@ def publish(
     mode: Literal["simulation", "deployment"],
     about: Mapping[str, str],
     scores: Scores | None = None,
+    findings: Findings | None = None,
+    exact: Mapping[str, float] | None = None,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
     """Sign what is published, then write report.html and result.json; return the result.
 
-    about: provenance lines that only the caller knows. scores: against real rows, where there are any.
+    about: provenance lines that only the caller knows. scores: against real rows, where there are any. findings: of
+    the private evaluation; exact: its twin without noise, by key, in a simulation only.
     """
     study, plan, facts = folder.study(), folder.plan(), folder.facts()
     progress("signing what is published")
@@ -140,15 +160,22 @@ def publish(
         )
         if on
     )
-    said = {"scores": None if scores is None else scores.to_json(), "warnings": list(warnings)}
+    evaluation = findings_of(folder, findings)
+    said = {
+        "scores": None if scores is None else scores.to_json(),
+        "warnings": list(warnings),
+        "evaluation": evaluation.to_json(),
+        "exact_evaluation": None if exact is None else to_json(dict(exact)),
+    }
     with Ledger.open(folder.inner / "ledger.db", folder.key()) as ledger:
         if guessed and not any(note["about"] == GUESSED for note in ledger.book.notes):
             ledger.note(GUESSED, run=str(facts["run"]))
-        ledger.note(PUBLISHED, run=str(facts["run"]), files=files, said=said_digest(said))
+        signed = {"said": said_digest(said), "bare": bare_digest(said)}  # bare: what a simulation's release still says
+        ledger.note(PUBLISHED, run=str(facts["run"]), files=files, **signed)
         ledger.export(folder.inner / "ledger.jsonl")
     books = read_books(folder)
     claimed = claims(plan, str(facts["run"]), books)
-    report = _report_facts(folder, claimed, warnings, files, books, mode, about)
+    report = _report_facts(folder, claimed, warnings, files, books, mode, about, evaluation)
     progress("writing the report")
     result: dict[str, Any] = {
         "format": "cohortium-result/1",
@@ -157,22 +184,38 @@ def publish(
         **claimed,
         "plan": {"digest": plan.digest, "epsilon": plan.epsilon, "releases": plan.releases},
         "files": files,
-        "warnings": list(warnings),
         "facts": report.to_json(),
-        "scores": None if scores is None else scores.to_json(),
+        **said,
+        "verdicts": to_json(evaluation.verdicts),
     }
+    if (folder.root / AUDITED).exists():
+        result["rehearsal_audit"] = json.loads((folder.root / AUDITED).read_text(encoding="utf-8"))
     part = folder.root / "result.json.part"
     part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(part, folder.root / "result.json")
-    render(report, scores, folder.root / "report.html")
+    rewrite_report(folder.root)
     return result
 
 
 def rewrite_report(out: Path) -> Path:
-    """report.html again from result.json alone."""
+    """report.html and summary.pdf again from result.json alone."""
     result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    facts = ReportFacts.from_json(result["facts"])
     scores = None if result["scores"] is None else Scores.from_json(result["scores"])
-    return render(ReportFacts.from_json(result["facts"]), scores, out / "report.html")
+    findings = Findings.from_json(result["evaluation"]) if result.get("evaluation") else None
+    if findings is not None and result.get("exact_evaluation"):
+        findings = with_exact(findings, result["exact_evaluation"])
+    bound = result.get("rehearsal_audit")
+    write_summary(facts, scores, findings, bound, out / "summary.pdf")
+    return render(facts, scores, out / "report.html", findings=findings, audit=bound)
+
+
+def findings_of(folder: RunFolder, findings: Findings | None) -> Findings:
+    """What was found at the hospitals, and what the synthetic rows show by themselves."""
+    free = free_sections(folder.study(), folder.root / SAMPLES[0])
+    if findings is None:
+        return Findings(sections=free, verdicts=(), headline="", patients=None, epsilon=None)
+    return replace(findings, sections=(*findings.sections, *free))
 
 
 def read_books(folder: RunFolder) -> dict[str, tuple[Book, str]]:
@@ -198,6 +241,7 @@ def _report_facts(
     books: dict[str, tuple[Book, str]],
     mode: Literal["simulation", "deployment"],
     about: Mapping[str, str],
+    evaluation: Findings,
 ) -> ReportFacts:
     study, plan, facts = folder.study(), folder.plan(), folder.facts()
     price = {(row["relation"], row["hospitals"]): float(row["epsilon"]) for row in claimed["privacy"]["prices"]}
@@ -209,10 +253,10 @@ def _report_facts(
         hospitals2=price["add-remove", 2],
         hospitals3=price["add-remove", 3],
     )
-    private: tuple[NamedFigure, ...] = ()
-    path = folder.inner / "evaluation.json"
-    if path.exists():
-        private = tuple(from_json(NamedFigure, entry) for entry in json.loads(path.read_text()))
+    # The main figures: those of single columns, levels and groups have a dot in their key.
+    private = tuple(
+        f.named for section in evaluation.sections for f in section.findings if evaluation.patients and "." not in f.key
+    )
     versions = {name: importlib.metadata.version(name) for name in ("cohortium", "flwr", "torch", "dp-accounting")}
     provenance = {
         "Study": f"{study.id} ({study.digest()[:16]}…)",

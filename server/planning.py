@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cohortium.common.encoding import Grid, grids
+from cohortium.common.evaluation.phases import evaluation_phases, training_phases
 from cohortium.common.generators.base import Facts, Generator
 from cohortium.common.privacy.plan import Plan, compile_plan
 from cohortium.common.registry import generator
@@ -33,5 +34,15 @@ def plan_for(study: Study, sites: Sequence[str], *, noise: bool = True) -> tuple
     study.strategy.check_sites(len(sites))
     facts, _ = facts_of(study, len(sites))
     chosen = generator(study.generator.name, facts, rounds=study.strategy.rounds)
-    plan = compile_plan(study, sites=sites, generator=chosen.name, phases=chosen.phases(facts), noise=noise)
+    own = chosen.phases(facts)
+    phases = training_phases(study, own)
+    plan = compile_plan(
+        study,
+        sites=sites,
+        generator=chosen.name,
+        phases=phases,
+        late=len(phases) - len(own),
+        evaluation=evaluation_phases(study),
+        noise=noise,
+    )
     return plan, chosen, facts

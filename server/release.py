@@ -37,22 +37,20 @@ from cohortium.common.protocol.release_manifest import (
     sign_release,
 )
 from cohortium.common.schema import Schema
-from cohortium.server.audit import COORDINATOR, AuditReport, audit, write_manifest
+from cohortium.server.audit import COORDINATOR, AuditReport, audit, without_exact, write_manifest
 from cohortium.server.finish import read_books, rewrite_report
 from cohortium.server.release_documents import DocumentFacts, write_documents
 from cohortium.server.release_gate import Finding, decide, minimum_of, refuse
 from cohortium.server.runs import RunFolder
 
 AUDITED = ("study.toml", "dictionary.json", "plan.json", "proposal.bin")
-WITHHELD = ("scores",)
+WITHHELD = ("scores", "exact_evaluation")
 """What a simulation's result.json holds beyond noised facts: figures that saw real rows."""
 RELEASED = (
     *("format", "study", "run", "privacy", "ledgers", "plan", "files", "warnings", "facts"),
-    *("verdicts", "rehearsal_audit"),
+    *("evaluation", "verdicts", "rehearsal_audit"),
 )
 """What may be handed out of a simulation's result.json: facts, and what was made of noised answers."""
-EXACT = "exact"
-"""Whatever stands under a name that begins so, at any depth, saw real rows, and goes out of a simulation's result."""
 SCORED_ON = "Scored on"
 """A simulation's line of provenance that tells how many real rows there are."""
 PACKAGES = ("cohortium", "flwr", "torch", "dp-accounting", "cryptography", "pyarrow")
@@ -272,7 +270,7 @@ def _write_result(part: Path, result: Mapping[str, Any]) -> tuple[str, ...]:
     simulation = result["facts"].get("mode") == "simulation"
     shown: dict[str, Any] = dict(result)
     if simulation:
-        shown = {key: _without_exact(value) for key, value in result.items() if key in RELEASED}
+        shown = {key: without_exact(value) for key, value in result.items() if key in RELEASED}
     if held and not simulation:  # no real row is at a coordinator: such figures come from nowhere
         raise CheckFailed("RELEASE-SCORES", "a deployment's result holds exact scores", where=("result.json:scores",))
     shown["scores"] = None
@@ -282,12 +280,6 @@ def _write_result(part: Path, result: Mapping[str, Any]) -> tuple[str, ...]:
         shown["facts"] = facts
     (part / "result.json").write_text(json.dumps(shown, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return held
-
-
-def _without_exact(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_exact(item) for key, item in value.items() if not key.startswith(EXACT)}
-    return [_without_exact(item) for item in value] if isinstance(value, list) else value
 
 
 def _write_ledgers(folder: RunFolder, part: Path, plan: Plan, books: Mapping[str, tuple[Book, str]]) -> None:

@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 
 from cohortium.common.privacy.budget import rounded_up
 from cohortium.common.privacy.chain import Book
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.protocol.release_manifest import signature_file
+from cohortium.common.rules import sentence
 from cohortium.common.schema import Column, write_bound
 from cohortium.common.study import Study
+from cohortium.common.study_release import how_sampled
 from cohortium.server.audit import COORDINATOR
 from cohortium.server.release_gate import Finding, verdicts
 
@@ -58,7 +61,7 @@ class Plain(str):
 
 
 def write_documents(folder: Path, facts: DocumentFacts) -> None:
-    """Every document of DOCUMENTS into the folder; the same facts give the same bytes."""
+    """Every document of DOCUMENTS into the folder, which holds the rows; the same facts give the same bytes."""
     environment = jinja2.Environment(
         autoescape=False,  # Markdown, not HTML: `finalize` escapes every value that is not Plain
         undefined=jinja2.StrictUndefined,
@@ -68,7 +71,7 @@ def write_documents(folder: Path, facts: DocumentFacts) -> None:
         finalize=lambda value: escaped(value) if isinstance(value, str) and not isinstance(value, Plain) else value,
     )
     environment.filters |= {"epsilon": epsilon, "number": number, "amount": amount, "share": share}
-    values = _values(facts)
+    values = _values(facts, folder)
     place = resources.files("cohortium.server").joinpath("documents")
     for name in DOCUMENTS:
         template = environment.from_string(place.joinpath(f"{name}.j2").read_text(encoding="utf-8"))
@@ -100,7 +103,7 @@ def amount(value: int) -> Plain:
     return Plain(f"{value:,}")
 
 
-def _values(facts: DocumentFacts) -> dict[str, Any]:
+def _values(facts: DocumentFacts, folder: Path) -> dict[str, Any]:
     plan, study, result = facts.plan, facts.study, facts.result
     prices = {(row["relation"], row["hospitals"]): row["epsilon"] for row in result["privacy"]["prices"]}
     spent = _float(prices["add-remove", plan.hospitals])
@@ -127,6 +130,10 @@ def _values(facts: DocumentFacts) -> dict[str, Any]:
         },
         "dates": [column.name for column in study.schema.modelled if column.kind in ("date", "datetime")],
         "guessed": list(study.schema.guessed),
+        "sampled": how_sampled(study.release, study.schema),
+        "rules": [(rule.name, sentence(rule, study.schema.columns)) for rule in study.schema.rules],
+        "shares": [(c.name, level, part) for c in study.schema.modelled for level, part in c.reference_shares],
+        "smallest": _smallest_group(folder, study),
         "old_ages": [c.name for c in study.schema.modelled if _above_89(c)],
         "stages": [(stage, cumulated[stage.name]) for stage in plan.stages],
         "prices": prices,
@@ -195,6 +202,15 @@ def _column(column: Column) -> dict[str, Any]:
         "missing": "no" if column.required else "yes",
         "description": column.description,
     }
+
+
+def _smallest_group(folder: Path, study: Study) -> int | None:
+    """Rows of the rarest combination of quasi-identifiers in the released table, counted; None without a target."""
+    if study.release.k_anonymity is None and study.release.l_diversity is None:
+        return None
+    names = [column.name for column in study.schema.modelled if column.role == "quasi-identifier"]
+    rows = pd.read_parquet(folder / "synthetic.parquet", columns=names)
+    return int(rows.groupby(names, dropna=False, observed=True).size().min())
 
 
 def _above_89(column: Column) -> bool:

@@ -4,7 +4,7 @@ Deleting rows that equal real ones would tell by their absence who took part, so
 already: the audit, the warnings, and the verdicts for which the study named the least word before anything was asked:
 
     [release]
-    minimum = {"Training a prediction model" = "usable with care"}
+    minimum = {prediction = "usable with care"}
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cohortium.common.errors import Refused
+from cohortium.common.study_release import WORDS, Release
 from cohortium.server.audit import AuditReport
-
-WORDS = ("not fit", "usable with care", "good")
-"""From worst to best. "cannot be assessed" reaches none of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,11 +98,9 @@ def refuse(findings: Sequence[Finding]) -> None:
     )
 
 
-def minimum_of(release: object) -> dict[str, str]:
-    """`[release] minimum` of a study: use -> word. Empty where the study sets none, or is older than the setting."""
-    value: Any = getattr(release, "minimum", None) or {}
-    pairs = value.items() if isinstance(value, Mapping) else value
-    return {str(use): str(word) for use, word in pairs}
+def minimum_of(release: Release) -> dict[str, str]:
+    """`[release] minimum` of a study: use -> word. Empty where the study sets none."""
+    return dict(release.minimum)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

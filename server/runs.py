@@ -17,7 +17,6 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -27,17 +26,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cohortium.common.encoding import Grid, grids
 from cohortium.common.errors import CheckFailed, PeerUnreachable, Refused, UsageError
 from cohortium.common.generators.base import Model, Settings
-from cohortium.common.generators.sampling import table
 from cohortium.common.generators.steps import ServerStep
 from cohortium.common.privacy.ledger import Ledger
-from cohortium.common.privacy.plan import EVALUATION_BINS, Plan
+from cohortium.common.privacy.plan import Plan
 from cohortium.common.protocol.messages import Message, digest
 from cohortium.common.protocol.signing import load_private, public_from_raw
-from cohortium.common.queries import Counts
 from cohortium.common.registry import load_model
 from cohortium.common.study import Study
 from cohortium.server import witnesses
 from cohortium.server.asking import FederatedAsk
+from cohortium.server.evaluate import evaluate
 from cohortium.server.mirror import Mirror
 from cohortium.server.planning import plan_for
 from cohortium.server.session import Courier, Session
@@ -47,7 +45,6 @@ from cohortium.strategies.secure_sum import SecureSum
 
 HELLO_TIMEOUT_S = 120.0
 ANSWER_TIMEOUT_S = 600.0
-EVALUATION_ROWS = 20_000
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -230,7 +227,15 @@ def drive(
         )
         _keep_model(folder.inner / "model.npz", model)
         if any(stage.part == "holdout" for stage in plan.stages):
-            _evaluate(folder, study, plan, model, ask, seed)
+            evaluate(
+                folder,
+                study,
+                plan,
+                model,
+                ask,
+                seed=seed,
+                progress=lambda what: events.tell("evaluate", what=what),
+            )
         ledger.note("end", run=run, plan=plan.digest, model=digest((folder.inner / "model.npz").read_bytes()))
         events.say("fitted", run=run)
         final = True
@@ -277,50 +282,6 @@ def plan_for_run(study: Study, plan: Plan) -> tuple[Plan, Any, Any]:
             hint="resume with the version of Cohortium that began the run, or start a new run",
         )
     return again, chosen, facts
-
-
-def _evaluate(folder: RunFolder, study: Study, plan: Plan, model: Model, ask: FederatedAsk, seed: int) -> None:
-    """Ask the held-out patients for their histograms in bins of the synthetic table (free: it is synthetic)."""
-    from cohortium.common.evaluation.private import private_columns
-
-    made = folder.grids()
-    rows = table(model, study.schema, made, EVALUATION_ROWS, seed=seed)
-    columns = study.schema.modelled
-    codes = [grid.encode(rows[column.name]) for column, grid in zip(columns, made, strict=True)]
-    maps, bins = [], []
-    for column, grid, mine in zip(columns, made, codes, strict=True):
-        table_, size = _evaluation_bins(mine, grid, len(column.levels) + 1 if column.levels else EVALUATION_BINS)
-        maps.append(table_)
-        bins.append(size)
-    answer = ask(
-        "evaluation", Counts(columns=tuple(range(len(made))), maps=tuple(maps), bins=tuple(bins), part="holdout")
-    )
-    ends = np.concatenate([[0], np.cumsum(bins)])
-    scores = private_columns(
-        names=[column.name for column in columns],
-        noised=[answer.values[a:b] for a, b in pairwise(ends)],
-        sigma=answer.sigma,
-        synthetic=[
-            np.bincount(m[c], minlength=size).astype(float) for m, c, size in zip(maps, codes, bins, strict=True)
-        ],
-        seed=seed,
-    )
-    from cohortium.common.evaluation.base import to_json
-
-    (folder.inner / "evaluation.json").write_text(json.dumps(to_json(scores.rows())))
-
-
-def _evaluation_bins(codes: np.ndarray, grid: Grid, most: int) -> tuple[np.ndarray, int]:
-    """(map fine code -> bin, bins): levels as they are, numbers in quantiles of the synthetic column; missing last."""
-    if grid.size <= most:
-        return np.arange(grid.size, dtype=np.int32), grid.size
-    present = np.sort(codes[codes != grid.missing])
-    if len(present) == 0:
-        return np.concatenate([np.zeros(grid.size - 1), [1]]).astype(np.int32), 2
-    edges = np.unique(present[np.linspace(0, len(present) - 1, min(20, most - 1) + 1).astype(int)[1:-1]])
-    table_ = np.searchsorted(edges, np.arange(grid.size), side="left").astype(np.int32)
-    table_[grid.missing] = len(edges) + 1
-    return table_, len(edges) + 2
 
 
 def _farewell(session: Session, plan: Plan, run: str, mirror: Mirror, key: Ed25519PrivateKey, *, final: bool) -> None:

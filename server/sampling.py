@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cohortium.common.errors import UsageError
+from cohortium.common.generators.anonymity import coarse_blocks
+from cohortium.common.generators.base import Model
 from cohortium.common.generators.sampling import tables
 from cohortium.common.schema import Column
-from cohortium.server.runs import RunFolder
+
+if TYPE_CHECKING:
+    from cohortium.common.encoding import Grid
+    from cohortium.common.study import Study
+    from cohortium.server.runs import RunFolder
 
 BLOCK_ROWS = 65_536
 _HAIR = 1e-6  # what turns < into ≤ on grids whose steps are far coarser
@@ -29,12 +35,18 @@ def write_rows(
     *,
     seed: int,
     where: Mapping[str, object] | None = None,
-    balance: str | None = None,
+    balance: str | Sequence[str] | None = None,
+    minimum_share: Mapping[str, float] | None = None,
+    enforce_rules: bool = False,
+    k_anonymity: int | None = None,
+    l_diversity: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> int:
     """Sample rows and write them to every file of `outs` (.parquet or .csv); how many were written.
 
-    The same model, seed and rows give the same bytes. Memory stays at a block of 65,536 rows.
+    The same model, seed and rows give the same bytes. Memory stays at a block of 65,536 rows. balance, minimum_share,
+    enforce_rules: see `common.generators.sampling.tables`. k_anonymity, l_diversity: rare combinations of
+    quasi-identifiers become coarser (`common.generators.anonymity`); then rows are drawn twice, alike.
     """
     if rows < 1:
         raise UsageError("SAMPLE-ROWS", "at least one row", hint="-n 1000")
@@ -42,13 +54,27 @@ def write_rows(
         if out.suffix not in (".parquet", ".csv"):
             raise UsageError("SAMPLE-FILE", f"{out.name}: rows are written as .parquet or .csv")
         out.parent.mkdir(parents=True, exist_ok=True)
-    study, model = folder.study(), folder.model()
+    schema, model, grids = folder.study().schema, folder.model(), folder.grids()
+
+    def blocks() -> Iterator[pd.DataFrame]:
+        return tables(
+            model,
+            schema,
+            grids,
+            rows,
+            seed=seed,
+            where=where,
+            balance=balance,
+            minimum_share=minimum_share,
+            enforce_rules=enforce_rules,
+            block=BLOCK_ROWS,
+        )
+
+    made = coarse_blocks(schema, blocks, k=k_anonymity, diverse=l_diversity)
     writers = [_Writer(out) for out in outs]
     written = 0
     try:
-        for block in tables(
-            model, study.schema, folder.grids(), rows, seed=seed, where=where, balance=balance, block=BLOCK_ROWS
-        ):
+        for block in made:
             for writer in writers:
                 writer.write(block)
             written += len(block)
@@ -60,6 +86,27 @@ def write_rows(
         for writer in writers:
             writer.close()
     return written
+
+
+def as_released(model: Model, study: Study, grids: tuple[Grid, ...], rows: int, *, seed: int) -> pd.DataFrame:
+    """Rows of a model, drawn as the study wants its published table: what an evaluation of it has to look at."""
+    wanted = study.release
+
+    def blocks() -> Iterator[pd.DataFrame]:
+        return tables(
+            model,
+            study.schema,
+            grids,
+            rows,
+            seed=seed,
+            balance=wanted.balance,
+            minimum_share=dict(wanted.minimum_share),
+            enforce_rules=wanted.enforce_rules,
+            block=BLOCK_ROWS,
+        )
+
+    made = coarse_blocks(study.schema, blocks, k=wanted.k_anonymity, diverse=wanted.l_diversity)
+    return pd.concat(list(made), ignore_index=True)
 
 
 class _Writer:
@@ -115,6 +162,30 @@ def parse_where(text: str | None, folder: RunFolder) -> dict[str, object]:
         if name not in columns:
             raise UsageError("WHERE-COLUMN", f"the model has no column {name!r}", hint="columns: " + ", ".join(columns))
         out[name] = _narrow(out.get(name), columns[name], sign, value)
+    return out
+
+
+def parse_columns(text: str | None, folder: RunFolder) -> tuple[str, ...]:
+    """ "sex,died" -> ("sex", "died"); a column whose own name holds a comma is itself."""
+    if text is None:
+        return ()
+    if text in [column.name for column in folder.study().schema.modelled]:
+        return (text,)
+    return tuple(part.strip() for part in text.split(","))
+
+
+def parse_shares(texts: Sequence[str]) -> dict[str, float]:
+    """["grade=0.05", "died=0.3"] -> shares by column. Raises UsageError SHARE-FORM."""
+    out = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        try:
+            share = float(value)
+        except ValueError:
+            share = math.nan
+        if not name.strip() or not 0 < share <= 1:
+            raise UsageError("SHARE-FORM", f"{text!r} is not a column with a share", hint="--minimum-share grade=0.05")
+        out[name.strip()] = share
     return out
 
 

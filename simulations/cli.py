@@ -32,6 +32,7 @@ from cohortium.common.terminal import emit, err, failures, out
 from cohortium.server import cli as server_cli
 from cohortium.server import consortium_cli
 from cohortium.server.cli import AcceptGuessed, AsJson
+from cohortium.server.showing import evaluation_shown
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(server_cli.study_app, name="study")
 app.command("sample")(server_cli.sample)
+app.command("analyze")(server_cli.analyze)
 app.command("audit")(server_cli.audit)
 app.command("release")(server_cli.release)
 app.command("verify")(server_cli.verify)
@@ -104,6 +106,9 @@ def simulate(
     ] = None,
     no_noise: Annotated[bool, typer.Option("--no-noise", help="Switch the noise off: no privacy; for tests.")] = False,
     resume: Annotated[Path | None, typer.Option(help="Go on with the interrupted simulation in this folder.")] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Rehearse with canaries as well: the report shows what an auditor proves.")
+    ] = False,
     accept_guessed: AcceptGuessed = False,
     as_json: AsJson = False,
 ) -> None:
@@ -116,7 +121,7 @@ def simulate(
                 raise UsageError(
                     "SIMULATE-RESUME", "--resume takes study, table, seed and noise from its folder", hint="drop them"
                 )
-            _simulate(None, resume, engine=engine, as_json=as_json)
+            _simulate(None, resume, engine=engine, audit=audit, as_json=as_json)
             return
         if study is None or table is None:
             raise UsageError(
@@ -133,7 +138,7 @@ def simulate(
             noise=not no_noise,
             accept_guessed_ranges=accept_guessed,
         )
-        _simulate(request, None, engine=engine, as_json=as_json)
+        _simulate(request, None, engine=engine, audit=audit, as_json=as_json)
 
 
 @app.command("report")
@@ -150,7 +155,9 @@ def report(
         emit({"report": str(path)}, as_json=as_json, show=lambda: out.print(f"Wrote {path}."))
 
 
-def _simulate(request: Any, resume: Path | None, *, engine: str = "in-process", as_json: bool) -> None:
+def _simulate(
+    request: Any, resume: Path | None, *, engine: str = "in-process", audit: bool = False, as_json: bool
+) -> None:
     from cohortium.server.asking import Stopped
     from cohortium.server.runs import RunFolder
     from cohortium.simulations import engines
@@ -173,6 +180,12 @@ def _simulate(request: Any, resume: Path | None, *, engine: str = "in-process", 
             bar.close()
             _say_stopped(folder, as_json=as_json)
             raise typer.Exit(130) from None
+        if audit:
+            from cohortium.simulations.rehearsal import write_audit
+
+            bar.say("rehearsing with canaries: what can an auditor prove?")
+            facts = RunFolder(root=folder).facts()
+            write_audit(folder, seed=int(facts["seed"]) if facts["rehearsal"] else None)
         result = finish(folder, progress=bar.say)
     result["seconds"] = round(time.monotonic() - started, 1)
     emit(result, as_json=as_json, show=lambda: show_verdict(folder, result))
@@ -203,6 +216,8 @@ class _Bar:
             if self._fit is None:
                 self._fit = self._progress.add_task("fit", total=100)
             self._progress.update(self._fit, description=event["what"], completed=round(100 * event["share"]))
+        elif event["event"] == "evaluate":
+            self._progress.update(self._task, description=f"evaluated: {event['what']}")
         elif event["event"] == "fitted" and self._fit is not None:
             self._progress.update(self._fit, completed=100, description="model fitted")
 
@@ -270,21 +285,17 @@ def show_verdict(folder: Path, result: dict[str, Any]) -> None:
         for name, figure in scores["figures"].items():
             table.add_row(TITLES.get(name, name), *_cells(figure))
         out.print(table)
-        for named in result["facts"]["private_scores"][:1]:
-            value, interval, reference, _ = _cells(named["figure"])
-            out.print(
-                f"Measured privately on held-out patients, as in a real deployment: {escape(named['label'])} {value}"
-                f" ({interval}); real data of that size {reference}."
-            )
-        tiles = Table(title="Fit for", title_justify="left")
+        tiles = Table(title="Fit for, by exact scores", title_justify="left")
         tiles.add_column("use")
         tiles.add_column("verdict")
         for tile in scores["verdicts"]:
             tiles.add_row(escape(tile["use"]), escape(tile["word"]))
         out.print(tiles)
+    for shown in evaluation_shown(result):
+        out.print(shown)
     out.print(
         f"{result['facts']['rounds'][-1]['round'] + 1} releases by {len(result['ledgers']) - 1} hospitals in "
-        f"{result['seconds']} s. Open {folder}/report.html; rows in {folder}/synthetic.parquet and .csv."
+        f"{result['seconds']} s. Open {folder}/report.html or summary.pdf; rows in {folder}/synthetic.parquet and .csv."
     )
     out.print(f"Check every claim yourself: cohortium audit {folder}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cohortium.common.evaluation.assess import assess, exact_values
 from cohortium.common.evaluation.base import Scores
 from cohortium.common.evaluation.exact import exact_scores
+from cohortium.common.evaluation.findings import Findings
+from cohortium.common.evaluation.task import RealRows
+from cohortium.server.evaluate import kept, task_for
 from cohortium.server.finish import GUESSED, GUESSED_WARNING, publish, rewrite_report, sample
 from cohortium.server.runs import RunFolder
-from cohortium.simulations.run import real_side, refuse_unfinished
+from cohortium.simulations.pooled import PooledAsk
+from cohortium.simulations.run import real_side, records_of, refuse_unfinished
 
 __all__ = ["GUESSED", "GUESSED_WARNING", "SCORED_ROWS", "finish", "rewrite_report"]
 
@@ -51,7 +57,36 @@ def finish(out: Path, *, progress: Progress = lambda _: None, score: bool = True
             seed=int(facts["seed"]),
         )
     about = {"Split of the simulation": str(facts["split"]), "Scored on": scored}
-    return publish(folder, mode="simulation", about=about, scores=scores, progress=progress)
+    findings = kept(folder)
+    exact = exact_twin(out, findings) if findings is not None and score else None
+    return publish(
+        folder, mode="simulation", about=about, scores=scores, findings=findings, exact=exact, progress=progress
+    )
+
+
+def exact_twin(out: Path, findings: Findings) -> dict[str, float]:
+    """The private evaluation once more, without noise, on the simulated hospitals' held-out patients: by key.
+
+    The same questions, made from the same synthetic rows: what the private figures and their intervals aim at.
+    """
+    folder = RunFolder(root=out)
+    study, plan, seed = folder.study(), folder.plan(), int(folder.facts()["seed"])
+    parts = records_of(out)
+    rows = parts["holdout"]
+    quiet = dataclasses.replace(
+        plan, stages=tuple(dataclasses.replace(stage, noise_multiplier=0.0) for stage in plan.stages)
+    )
+    task = task_for(
+        folder,
+        study,
+        plan,
+        folder.model(),
+        PooledAsk(plan=quiet, parts=parts),
+        seed=seed,
+        patients=findings.planned_for,
+        real=RealRows(codes=rows.codes, weights=1.0 / rows.rows_per_patient[rows.patient]),
+    )
+    return exact_values(assess(task))
 
 
 def _first_rows(path: Path, most: int) -> pd.DataFrame:

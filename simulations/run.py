@@ -26,12 +26,14 @@ from cohortium.client.loading import ROW_NAMES
 from cohortium.client.policy import Policy, Rehearsal
 from cohortium.client.records import checked
 from cohortium.client.sources.base import read
+from cohortium.common.encoding import Records
 from cohortium.common.errors import Refused, TableError, UsageError
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.proposals import proposal_message
 from cohortium.common.protocol.messages import canonical, seal
 from cohortium.common.protocol.signing import generate, save_private, save_public
+from cohortium.common.queries import Part
 from cohortium.common.study import Study
 from cohortium.server.audit import write_manifest
 from cohortium.server.planning import plan_for
@@ -131,6 +133,7 @@ def build(request: Request, study: Study, plan: Plan, worlds: dict[str, pd.DataF
             generators=(plan.generator,),
             strategies=(plan.mode,),
             evaluation=study.evaluation is not None,
+            attacks=study.evaluation is not None and study.evaluation.attack,
             rehearsal=rehearsal,
         ).save(site / "site.toml")
     message = proposal_message(run=run, plan=plan, identities=public, schema=study.schema, exclude=study.exclude)
@@ -223,6 +226,38 @@ def real_side(out: Path, *, most_rows: int | None = None) -> RealSide:
     if not len(whole_train):
         raise TableError("TABLE-EMPTY", "no patient is left to train on", hint="lower [evaluation] holdout")
     return RealSide(train=whole_train, test=whole_test if len(whole_test) else None, share=share)
+
+
+def records_of(out: Path) -> dict[Part, Records]:
+    """Training and held-out rows of all simulated hospitals in codes, hospital after hospital: only a simulation can.
+
+    A patient of two hospitals is two patients here, as in the hospitals' sums.
+    """
+    from cohortium.client.guard import held_out
+    from cohortium.client.records import records
+
+    folder = RunFolder(root=out)
+    plan, schema = folder.plan(), folder.study().schema
+    found: dict[Part, list[Records]] = {"train": [], "holdout": []}
+    for name in plan.sites:
+        site = out / "sites" / name
+        raw = read(site / "data.parquet")
+        raw.index = pd.Index(np.load(site / ROW_NAMES, allow_pickle=False))
+        rows = records(schema, raw, unit=plan.unit, where=name)
+        held = held_out(rows, study=plan.study, share=plan.holdout)
+        found["train"].append(rows.subset(~held))
+        found["holdout"].append(rows.subset(held))
+    return {part: _below(parts) for part, parts in found.items()}
+
+
+def _below(parts: list[Records]) -> Records:
+    before = np.concatenate([[0], np.cumsum([part.patients for part in parts])])
+    return Records(
+        codes=np.concatenate([part.codes for part in parts]),
+        patient=np.concatenate([part.patient + start for part, start in zip(parts, before, strict=False)]),
+        identity=np.concatenate([part.identity for part in parts]),
+        rows_per_patient=np.concatenate([part.rows_per_patient for part in parts]),
+    )
 
 
 def refuse_unfinished(out: Path) -> None:

@@ -67,10 +67,15 @@ def finished(
     exact: bool = False,
     title: str = "A small study",
     written: int = ROWS,
+    lines: str = "",
+    dictionary: dict[str, Any] | None = None,
 ) -> Finished:
-    """Make the run and its hospitals. exact: with a simulation's un-noised scores. written: rows in the files."""
-    path, _ = small_study(folder / "study", evaluation=HOLDOUT, epsilon=3.0, rows=ROWS)
-    path.write_text(path.read_text().replace("A small study", title))
+    """Make the run and its hospitals. exact: with a simulation's un-noised scores. written: rows in the files.
+
+    lines: further ones of [release]; the rows are as before. dictionary: another one of the same columns.
+    """
+    path, _ = small_study(folder / "study", evaluation=HOLDOUT, epsilon=3.0, rows=ROWS, dictionary=dictionary)
+    path.write_text(path.read_text().replace("A small study", title) + lines)
     study = Study.load(path)
     plan = plan_for(study, SITES)[0]
     root, sites = folder / "runs" / RUN, folder / "hospitals"

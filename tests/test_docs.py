@@ -138,10 +138,11 @@ def test_a_study_example_loads_and_plans(page: str, body: str, tmp_path: Path) -
 
 
 def test_every_key_of_the_study_is_documented() -> None:
-    tree = ast.parse(text("common/study_file.py"))
+    files = ("study_file", "study_evaluation", "study_release")
     keys = {
         node.value
-        for call in ast.walk(tree)
+        for file in files
+        for call in ast.walk(ast.parse(text(f"common/{file}.py")))
         if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "only"
         for argument in call.args
         for node in ast.walk(argument)

@@ -2,7 +2,7 @@
 
     common ← strategies ← client | server ← simulations ← cohortium
 Inside common, an arrow points to what is used:
-    errors ← vocabulary (schema, table_schema, toml_reader, study, study_file, encoding, drafting) ← queries
+    errors ← vocabulary (dictionary, its rules and their checks, study files, encoding, drafting) ← queries
     errors ← messages ← protocol;  errors ← budget
     privacy → vocabulary, queries, budget, messages (canonical JSON and digests), never the rest of protocol
     generators, evaluation → vocabulary, queries, budget; never ledger, release or protocol
@@ -23,7 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 TOPS = ("common", "strategies", "client", "server", "simulations", "cohortium")
 
 QUERIES = frozenset({"queries", "query_base", "derived", "tallies", "estimates"})
-VOCABULARY = frozenset({"schema", "table_schema", "toml_reader", "study", "study_file", "encoding", "drafting"})
+VOCABULARY = frozenset(
+    {
+        *("schema", "table_schema", "rules", "rule_checks", "encoding", "drafting"),
+        *("toml_reader", "study", "study_evaluation", "study_release", "study_file"),
+    }
+)
 ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "modes": frozenset({"errors"}),  # who may read a key file

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from itertools import count
 
 from cohortium.common.evaluation.base import ColumnScore, NamedFigure, PlanRow, RoundRow
+from cohortium.common.evaluation.pictures_axes import Scale
+from cohortium.common.evaluation.report_text import interval, number
 
 WIDTH = 360
 ROUNDS_AT_MOST = 90
@@ -54,7 +56,7 @@ def frame(ids: Identifiers, height: float, title: str, desc: str, body: Sequence
     """One accessible SVG around `body`."""
     name = ids()
     return (
-        f'<svg role="img" aria-labelledby="{name}t {name}d" viewBox="0 0 {_n(width)} {_n(height)}" '
+        f'<svg role="img" aria-labelledby="{name}t {name}d" viewBox="0 0 {short(width)} {short(height)}" '
         f'xmlns="http://www.w3.org/2000/svg"><title id="{name}t">{escape(title)}</title>'
         f'<desc id="{name}d">{escape(desc)}</desc>{"".join(body)}</svg>'
     )
@@ -62,37 +64,37 @@ def frame(ids: Identifiers, height: float, title: str, desc: str, body: Sequence
 
 def column_picture(ids: Identifiers, column: ColumnScore, *, real_shown: bool = True) -> str:
     """Synthetic bars against the band and line of real shares; a small picture, one of many."""
-    top, bottom, left, right = 8.0, 108.0, 30.0, 246.0
+    top, bottom, left, right = 8.0, 108.0, 34.0, 246.0
     n = max(len(column.labels), 1)
     step = (right - left) / n
     most = max([*column.synthetic, *(column.band_high if real_shown else ()), 1e-9])
     scale = (bottom - top) / (most * 1.04)
-    body = _share_axis(most, top, bottom, left, right, scale)
+    body = share_axis(most, top, bottom, left, right, scale)
     for i, share in enumerate(column.synthetic):
         x, h = left + i * step, share * scale
         body.append(
-            f'<rect class="syn" x="{_n(x + step * 0.14)}" y="{_n(bottom - h)}" '
-            f'width="{_n(step * 0.72)}" height="{_n(h)}"/>'
+            f'<rect class="syn" x="{short(x + step * 0.14)}" y="{short(bottom - h)}" '
+            f'width="{short(step * 0.72)}" height="{short(h)}"/>'
         )
         if real_shown:
             low, high = bottom - column.band_low[i] * scale, bottom - column.band_high[i] * scale
             y = bottom - column.real[i] * scale
             body.append(
-                f'<rect class="band" x="{_n(x)}" y="{_n(high)}" width="{_n(step)}" '
-                f'height="{_n(max(low - high, 0.6))}"/><path class="real" d="M{_n(x)} {_n(y)}h{_n(step)}"/>'
+                f'<rect class="band" x="{short(x)}" y="{short(high)}" width="{short(step)}" '
+                f'height="{short(max(low - high, 0.6))}"/><path class="real" d="M{short(x)} {short(y)}h{short(step)}"/>'
             )
-    body += _cell_labels(column.labels, left, right, step, bottom + 14)
-    desc = f"Shares of rows in {len(column.labels)} cells. Total variation distance {_v(column.tvd.value)}"
+    body += cell_labels(column.labels, left, right, step, bottom + 14)
+    desc = f"Shares of rows in {len(column.labels)} cells. Total variation distance {number(column.tvd.value)}"
     if real_shown and column.tvd.reference is not None:
-        desc += f"; between real samples {_v(column.tvd.reference)}"
+        desc += f"; between real samples {number(column.tvd.reference)}"
     return frame(ids, 140, f"Column {column.name}, real and synthetic", desc + ".", body, width=250)
 
 
-def _cell_labels(labels: Sequence[str], left: float, right: float, step: float, y: float) -> list[str]:
+def cell_labels(labels: Sequence[str], left: float, right: float, step: float, y: float) -> list[str]:
     """Each cell's label where there is room, else the first and the last value and, below them, "missing"."""
 
     def text(x: float, down: float, anchor: str, label: str, room: float) -> str:
-        return f'<text x="{_n(x)}" y="{_n(y + down)}" text-anchor="{anchor}">{cut(label, room)}</text>'
+        return f'<text x="{short(x)}" y="{short(y + down)}" text-anchor="{anchor}">{cut(label, room)}</text>'
 
     if len(labels) <= 4:
         return [text(left + (i + 0.5) * step, 0, "middle", v, step / 6.4) for i, v in enumerate(labels)]
@@ -109,13 +111,21 @@ def _cell_labels(labels: Sequence[str], left: float, right: float, step: float, 
 
 
 def heat_map(
-    ids: Identifiers, names: Sequence[str], matrix: Sequence[Sequence[float]], *, title: str, difference: bool
+    ids: Identifiers,
+    names: Sequence[str],
+    matrix: Sequence[Sequence[float]],
+    *,
+    title: str,
+    difference: bool,
+    darkest: float | None = None,
+    desc: str = "",
 ) -> str:
-    """A square map; strength 0 to 1 in one colour, a difference in two (synthetic weaker, synthetic
-    stronger).
+    """A square map; strength in one colour, a difference or a signed figure in two (below 0, above 0).
 
-    The darkest cell of a difference is ±0.5. Cells of equal shade are one path, which keeps the file small.
+    darkest: the size of the darkest cell; 0.5 for a difference, else 1. Cells of equal shade are one path, which
+    keeps the file small.
     """
+    darkest = darkest or (0.5 if difference else 1.0)
     n = max(len(names), 1)
     left, top = 84.0, 84.0
     cell = (WIDTH - left - 4) / n
@@ -123,28 +133,28 @@ def heat_map(
     for i in range(len(names)):
         for j in range(len(names)):
             value = matrix[i][j]
-            shade = round(STEPS * min(abs(value) / (0.5 if difference else 1.0), 1.0))
+            shade = round(STEPS * min(abs(value) / darkest, 1.0))
             if i == j or not shade:
                 continue
             colour = "less" if difference and value < 0 else "more" if difference else "much"
             paths.setdefault((colour, shade), []).append(
-                f"M{_n(left + j * cell)} {_n(top + i * cell)}h{_n(cell)}v{_n(cell)}h{_n(-cell)}z"
+                f"M{short(left + j * cell)} {short(top + i * cell)}h{short(cell)}v{short(cell)}h{short(-cell)}z"
             )
-    side = _n(n * cell)
+    side = short(n * cell)
     body = [f'<rect class="paper" x="{left}" y="{top}" width="{side}" height="{side}"/>']
     for (colour, shade), parts in sorted(paths.items()):
         body.append(f'<path class="{colour}" fill-opacity="{shade / STEPS:.2f}" d="{"".join(parts)}"/>')
     size = min(11.0, max(6.5, cell * 0.82))
-    room = 80 / (size * 0.58)
+    room = 80 / (size * 0.64)
     for i, name in enumerate(names):
         at = left + (i + 0.5) * cell
         text = f"<title>{escape(name)}</title>{cut(name, room)}"
         body.append(
-            f'<text font-size="{_n(size)}" x="{left - 4}" y="{_n(at + size * 0.34)}" '
-            f'text-anchor="end">{text}</text><text font-size="{_n(size)}" '
-            f'transform="translate({_n(at + size * 0.34)} {top - 4}) rotate(-90)">{text}</text>'
+            f'<text font-size="{short(size)}" x="{left - 4}" y="{short(at + size * 0.34)}" '
+            f'text-anchor="end">{text}</text><text font-size="{short(size)}" '
+            f'transform="translate({short(at + size * 0.34)} {top - 4}) rotate(-90)">{text}</text>'
         )
-    desc = (
+    desc = desc or (
         "Difference of association, synthetic minus real; blue weaker, orange stronger, darkest at 0.5."
         if difference
         else "Association from 0 (pale) to 1 (dark) of each pair of columns."
@@ -162,39 +172,34 @@ def dot_plot(
     line: float | None = None,
 ) -> str:
     """One dot with its interval per row on a common axis; a small upright mark is the row's reference."""
-    left, right, step, top = 12.0, 344.0, 36.0, 8.0
+    left, right, step, top = 16.0, 344.0, 36.0, 8.0
     bottom = top + step * len(rows)
-
-    def x(value: float) -> float:
-        return left + (right - left) * (min(max(value, low), high) - low) / (high - low)
-
-    unit = next(u for u in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if (high - low) / u < 6.01 or u == 0.5)
+    scale = Scale(low=low, high=high, start=left, end=right)
+    x = scale.at
     body = []
-    for k in range(round((high - low) / unit) + 1):
-        at = low + unit * k
+    for at, text in scale.ticks(7):
         body.append(
-            f'<path class="grid" d="M{_n(x(at))} {top}V{_n(bottom)}"/>'
-            f'<text x="{_n(x(at))}" y="{_n(bottom + 15)}" text-anchor="middle">'
-            f"{at:.{1 if unit >= 0.1 else 2}f}</text>"
+            f'<path class="grid" d="M{short(x(at))} {top}V{short(bottom)}"/>'
+            f'<text x="{short(x(at))}" y="{short(bottom + 15)}" text-anchor="middle">{text}</text>'
         )
     if line is not None:
-        body.append(f'<path class="limit" d="M{_n(x(line))} {top}V{_n(bottom)}"/>')
+        body.append(f'<path class="limit" d="M{short(x(line))} {top}V{short(bottom)}"/>')
     for i, row in enumerate(rows):
         y, f = top + step * i + 25, row.figure
-        number = "cannot be assessed" if f.value is None else _interval(f.value, f.low, f.high)
+        shown = interval(f).replace(" (no interval)", "")
         body.append(
-            f'<text class="halo" x="{left + 5}" y="{_n(y - 10)}"><title>{escape(row.label)}</title>'
+            f'<text class="halo" x="{left}" y="{short(y - 10)}"><title>{escape(row.label)}</title>'
             f"{cut(row.label, 29)}</text>"
-            f'<text class="halo" x="{right}" y="{_n(y - 10)}" text-anchor="end">{number}</text>'
+            f'<text class="halo" x="{right}" y="{short(y - 10)}" text-anchor="end">{shown}</text>'
         )
         if f.value is None:
             continue
         if f.low is not None and f.high is not None:
-            body.append(f'<path class="whisker" d="M{_n(x(f.low))} {_n(y)}H{_n(x(f.high))}"/>')
-        body.append(f'<circle class="dot" cx="{_n(x(f.value))}" cy="{_n(y)}" r="4.5"/>')
+            body.append(f'<path class="whisker" d="M{short(x(f.low))} {short(y)}H{short(x(f.high))}"/>')
+        body.append(f'<circle class="dot" cx="{short(x(f.value))}" cy="{short(y)}" r="4.5"/>')
         if f.reference is not None:
-            body.append(f'<path class="mark" d="M{_n(x(f.reference))} {_n(y - 7)}v14"/>')
-    said = "; ".join(f"{r.label} {_v(r.figure.value)}" for r in rows)
+            body.append(f'<path class="mark" d="M{short(x(f.reference))} {short(y - 7)}v14"/>')
+    said = "; ".join(f"{r.label} {interval(r.figure)}" for r in rows)
     return frame(ids, bottom + 22, title, f"Axis from {low:.2f} to {high:.2f}. {said}.", body)
 
 
@@ -211,19 +216,19 @@ def burn_down(ids: Identifiers, plan: Sequence[PlanRow], *, total: float, amount
     scale = (right - left) / most
     body, before = [], 0.0
     if total < float("inf"):
-        body.append(f'<path class="limit" d="M{_n(left + total * scale)} {top}V{_n(bottom)}"/>')
+        body.append(f'<path class="limit" d="M{short(left + total * scale)} {top}V{short(bottom)}"/>')
     for i, row in enumerate(plan):
         y, now = top + step * i, min(row.epsilon_cumulated, most)
         if now < before:  # other patients, who have spent nothing yet
             before = 0.0
         body.append(
-            f'<text class="halo" x="{left}" y="{_n(y + 13)}"><title>{escape(row.purpose)}</title>'
+            f'<text class="halo" x="{left}" y="{short(y + 13)}"><title>{escape(row.purpose)}</title>'
             f"{cut(row.purpose, 42)}</text>"
-            f'<text class="halo" x="{right - 4}" y="{_n(y + 13)}" text-anchor="end">'
+            f'<text class="halo" x="{right - 4}" y="{short(y + 13)}" text-anchor="end">'
             f"{escape(amounts[i])}</text>"
-            f'<rect class="before" x="{left}" y="{_n(y + 18)}" width="{_n(before * scale)}" height="11"/>'
-            f'<rect class="syn" x="{_n(left + before * scale)}" y="{_n(y + 18)}" '
-            f'width="{_n(max((now - before) * scale, 1.2))}" height="11"/>'
+            f'<rect class="before" x="{left}" y="{short(y + 18)}" width="{short(before * scale)}" height="11"/>'
+            f'<rect class="syn" x="{short(left + before * scale)}" y="{short(y + 18)}" '
+            f'width="{short(max((now - before) * scale, 1.2))}" height="11"/>'
         )
         before = now
     return frame(
@@ -247,25 +252,27 @@ def timeline(ids: Identifiers, sites: Sequence[str], rounds: Sequence[RoundRow])
     for s, site in enumerate(sites):
         y = top + s * step
         body.append(
-            f'<text x="{left - 6}" y="{_n(y + 12)}" text-anchor="end"><title>{escape(site)}</title>'
+            f'<text x="{left - 6}" y="{short(y + 12)}" text-anchor="end"><title>{escape(site)}</title>'
             f"{cut(site, 12)}</text>"
         )
         for c, several in enumerate(columns):
             x = left + c * width
             if any(site in r.dropped for r in several):
-                a = _n(max(width - gap, 1))
-                paths["gone"].append(f"M{_n(x)} {_n(y + 2)}l{a} 12m0 -12l-{a} 12")
+                a = short(max(width - gap, 1))
+                paths["gone"].append(f"M{short(x)} {short(y + 2)}l{a} 12m0 -12l-{a} 12")
             elif any(site in r.answered for r in several):
                 paths["here"].append(
-                    f"M{_n(x)} {_n(y + 3)}h{_n(max(width - gap, 0.8))}v10h{_n(-max(width - gap, 0.8))}z"
+                    f"M{short(x)} {short(y + 3)}h{short(max(width - gap, 0.8))}v10h{short(-max(width - gap, 0.8))}z"
                 )
     body += [f'<path class="{name}" d="{"".join(parts)}"/>' for name, parts in paths.items() if parts]
     bottom = top + step * len(sites)
     if rounds:
-        body.append(f'<text x="{left}" y="{_n(bottom + 13)}">round {rounds[0].round}</text>')
+        body.append(f'<text x="{left}" y="{short(bottom + 13)}">round {rounds[0].round}</text>')
         if len(columns) > 10:
             end = left + len(columns) * width
-            body.append(f'<text x="{_n(end)}" y="{_n(bottom + 13)}" text-anchor="end">round {rounds[-1].round}</text>')
+            body.append(
+                f'<text x="{short(end)}" y="{short(bottom + 13)}" text-anchor="end">round {rounds[-1].round}</text>'
+            )
     dropped = sum(len(r.dropped) for r in rounds)
     each = f" Each mark stands for {group} rounds." if group > 1 else ""
     return frame(
@@ -277,30 +284,20 @@ def timeline(ids: Identifiers, sites: Sequence[str], rounds: Sequence[RoundRow])
     )
 
 
-def _share_axis(most: float, top: float, bottom: float, left: float, right: float, scale: float) -> list[str]:
+def share_axis(most: float, top: float, bottom: float, left: float, right: float, scale: float) -> list[str]:
     unit = next(u for u in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if most / u < 4 or u == 0.5)
     out, at = [], 0.0
     while bottom - at * scale >= top:
-        y = _n(bottom - at * scale)
+        y = short(bottom - at * scale)
         out.append(
             f'<path class="grid" d="M{left} {y}H{right}"/>'
-            f'<text class="small" x="{left - 3}" y="{_n(bottom - at * scale + 3.5)}" text-anchor="end">'
+            f'<text class="small" x="{left - 3}" y="{short(bottom - at * scale + 3.5)}" text-anchor="end">'
             f"{100 * at:.0f}%</text>"
         )
         at += unit
     return out
 
 
-def _interval(value: float, low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return f"{value:.3f}"
-    return f"{value:.3f} ({low:.3f} to {high:.3f})".replace("-", "−")
-
-
-def _v(value: float | None) -> str:
-    return "cannot be assessed" if value is None else f"{value:.3f}"
-
-
-def _n(value: float) -> str:
+def short(value: float) -> str:
     """A coordinate with at most two decimals."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if value else "0"

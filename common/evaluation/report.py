@@ -1,6 +1,6 @@
 """The report: one HTML file that opens anywhere, offline, without a script.
 
-`render` turns public facts and scores into the page and computes nothing new: every number on it is in
+`render` turns public facts, findings and scores into the page and computes nothing new: every number on it is in
 result.json. Epsilons are rounded up, never down. Column names, titles and sites' names are hostile input:
 Jinja escapes all of them, and the pictures escape their own text; a Content-Security-Policy forbids the page
 every request.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ from markupsafe import Markup
 
 from cohortium.common.evaluation import pictures
 from cohortium.common.evaluation.base import ColumnScore, Figure, NamedFigure, ReportFacts, Scores
+from cohortium.common.evaluation.findings import Findings
+from cohortium.common.evaluation.report_gaps import gaps
+from cohortium.common.evaluation.report_sections import blocks
+from cohortium.common.evaluation.report_text import amount, epsilon, interval, lower, number, percent, reference
+
+__all__ = ["Audit", "amount", "epsilon", "page", "render", "source_of", "templates"]
 
 COLUMNS_DRAWN = 24
 ROUNDS_LISTED = 200
@@ -32,33 +39,83 @@ TITLES = {
     "shuffled_auc": "AUC trained on shuffled columns",
     "auc_difference": "AUC difference, synthetic minus real",
 }
+TECHNICAL = ("Run", "Plan digest", "Ledger head", "SHA-256", "Seed", "Versions", "Python")
+"""What is provenance only; all other lines of it are about the source as well."""
+
+Audit = Mapping[str, Any]
+"""A rehearsal's audit: epsilon_lower (a lower bound of ε that an attack has shown) and method, in words.
+
+paths, where given: {path, epsilon_lower, epsilon_charged} of each way into a result. A rehearsal has a plan of its own,
+so its bound is judged by what that plan charged, never by the ε of the study.
+"""
 
 
-def render(facts: ReportFacts, scores: Scores | None, out: Path) -> Path:
-    """Write the report to `out` (replaced atomically) and return it. Without scores, only facts are shown."""
-    text = page(facts, scores)
+def render(
+    facts: ReportFacts, scores: Scores | None, out: Path, findings: Findings | None = None, audit: Audit | None = None
+) -> Path:
+    """Write the report to `out` (replaced atomically) and return it. Without scores and findings: the facts."""
+    text = page(facts, scores, findings, audit)
     part = out.with_name(out.name + ".part")
     part.write_text(text, encoding="utf-8", errors="replace")
     os.replace(part, out)
     return out
 
 
-def page(facts: ReportFacts, scores: Scores | None) -> str:
-    """The report as HTML text; the same input gives the same bytes."""
+def page(
+    facts: ReportFacts, scores: Scores | None, findings: Findings | None = None, audit: Audit | None = None
+) -> str:
+    """The report as HTML text; the same input gives the same bytes. Raises ValueError for an audit without a bound."""
+    checked(audit)
     here = resources.files(__package__)
     environment = templates()
+    environment.loader = jinja2.FunctionLoader(lambda name: here.joinpath(name).read_text(encoding="utf-8"))
     environment.filters |= {"number": number, "percent": percent, "epsilon": epsilon, "interval": interval}
-    environment.filters |= {"reference": reference, "amount": amount}
-    css = Markup(here.joinpath("report.css").read_text(encoding="utf-8"))
-    template = environment.from_string(here.joinpath("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    environment.filters |= {"reference": reference, "amount": amount, "at_least": lower}
+    ids = pictures.Identifiers()
+    return environment.get_template("report.html.j2").render(
         facts=facts,
         scores=scores,
-        css=css,
+        findings=findings,
+        judged=findings is not None and bool(findings.verdicts),
+        audit=audit,
+        guaranteed=guaranteed(facts),
+        broken=broken(audit),
+        css=Markup(here.joinpath("report.css").read_text(encoding="utf-8")),
         titles=TITLES,
-        drawn=_pictures(facts, scores),
+        drawn=_pictures(ids, facts, scores),
+        blocks=blocks(ids, findings, scores),
+        gaps=gaps(facts, findings, scores),
+        source=source_of(facts, scores, findings),
         **_lists(facts, scores),
     )
+
+
+def checked(audit: Audit | None) -> None:
+    """Raises ValueError for an audit that does not say its bound and its method."""
+    if audit is None:
+        return
+    bound, method = audit.get("epsilon_lower"), audit.get("method")
+    if not _is_epsilon(bound) or not isinstance(method, str) or not method:
+        raise ValueError("an audit has epsilon_lower, a number, and method, a text")
+    for path in audit.get("paths", ()):
+        numbers = _is_epsilon(path.get("epsilon_lower")) and isinstance(path.get("epsilon_charged"), (int, float))
+        if not numbers or not isinstance(path.get("path"), str):
+            raise ValueError("each path of an audit has path, a text, epsilon_lower and epsilon_charged, numbers")
+
+
+def _is_epsilon(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def broken(audit: Audit | None) -> bool:
+    """Whether an attack found more than the proof of the very same rehearsal allows."""
+    paths = () if audit is None else audit.get("paths", ())
+    return any(path["epsilon_lower"] > path["epsilon_charged"] for path in paths)
+
+
+def guaranteed(facts: ReportFacts) -> bool:
+    """Whether the statement promises anything: not without noise, and not with noise that can be computed again."""
+    return math.isfinite(facts.budget.epsilon_spent) and not facts.statement.startswith("NOT PRIVATE")
 
 
 def templates() -> jinja2.Environment:
@@ -72,9 +129,24 @@ def templates() -> jinja2.Environment:
     )
 
 
-def _pictures(facts: ReportFacts, scores: Scores | None) -> dict[str, Any]:
+def source_of(facts: ReportFacts, scores: Scores | None, findings: Findings | None) -> list[tuple[str, str]]:
+    """What was learned from, in a few lines: the study, its sites, dictionary and patients."""
+    sites = sites_of(facts)
+    lines = [("Study", facts.study_id)] if "Study" not in facts.provenance else []
+    if sites:
+        lines.append((f"{len(sites)} hospitals asked", ", ".join(sites)))
+    if findings is not None and findings.patients is not None:
+        lines.append(("Held-out patients, inferred from noised counts", f"about {amount(findings.patients)}"))
+    if scores is not None:
+        lines.append(("Synthetic rows scored", amount(scores.synthetic_rows)))
+        lines.append(("Columns", amount(len(scores.columns))))
+        real = f"{amount(scores.real_rows)} rows of {amount(scores.real_patients)} patients: {scores.basis}"
+        lines.append(("Real rows compared, simulation only", real))
+    return lines + [(k, v) for k, v in facts.provenance.items() if not k.startswith(TECHNICAL)]
+
+
+def _pictures(ids: pictures.Identifiers, facts: ReportFacts, scores: Scores | None) -> dict[str, Any]:
     """All pictures, each safe to place: pictures.py escapes what it writes."""
-    ids = pictures.Identifiers()
     out: dict[str, Any] = {"columns": []}
     if scores is not None:
         out["columns"] = [Markup(pictures.column_picture(ids, c)) for c in worst_columns(scores)]
@@ -157,48 +229,3 @@ def worst_columns(scores: Scores) -> list[ColumnScore]:
 def sites_of(facts: ReportFacts) -> list[str]:
     """All sites that were ever asked, in order of name."""
     return sorted({s for r in facts.rounds for s in (*r.answered, *r.dropped)})
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number for a table cell: fixed digits for small ones, four significant ones for large."""
-    if value is None:
-        return "–"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}".replace(",", "\u202f")
-    return f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.{max(digits - 2, 0)}f}"
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}\u00a0%"
-
-
-def amount(value: int) -> str:
-    """A count with thin gaps between thousands."""
-    return f"{value:,}".replace(",", "\u202f")
-
-
-def epsilon(value: float | None) -> str:
-    """An epsilon rounded UP to three decimals, so that what is printed is never less than what was spent."""
-    if value is None:
-        return "–"
-    if math.isinf(value):
-        return "∞"
-    return f"{math.ceil(value * 1000 - 1e-9) / 1000:.3f}".rstrip("0").rstrip(".")
-
-
-def interval(figure: Figure) -> str:
-    """Value and interval as text."""
-    if figure.value is None:
-        return "cannot be assessed"
-    if figure.low is None or figure.high is None:
-        return f"{figure.value:.3f} (no interval)"
-    return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})".replace("-", "−")
-
-
-def reference(figure: Figure) -> str:
-    """The reference and the range that sampling alone gives it."""
-    if figure.reference is None:
-        return "–"
-    if figure.reference_low is None or figure.reference_high is None:
-        return f"{figure.reference:.3f}"
-    return f"{figure.reference:.3f} ({figure.reference_low:.3f} to {figure.reference_high:.3f})"

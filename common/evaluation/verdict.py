@@ -110,6 +110,19 @@ def models_tile(prediction: Prediction | None, reason: str) -> Verdict:
 
 def headline(tiles: tuple[Verdict, ...], *, patients: int, in_sample: bool) -> str:
     """One or two sentences for the first ten seconds."""
+    parts = [headline_of(tiles)]
+    if patients < 1000:
+        parts.append(
+            f"{patients} {'training' if in_sample else 'test'} patients are few: at this size the noise that "
+            "protects them is of the order of the differences one looks for."
+        )
+    if in_sample:
+        parts.append("No patients were held out, so the comparison is in-sample and may flatter.")
+    return " ".join(parts)
+
+
+def headline_of(tiles: tuple[Verdict, ...]) -> str:
+    """What the table is good for and what not, in the tiles' words."""
     by_word: dict[str, list[str]] = {}
     for tile in tiles:
         by_word.setdefault(tile.word, []).append(tile.use[0].lower() + tile.use[1:])
@@ -119,15 +132,7 @@ def headline(tiles: tuple[Verdict, ...], *, patients: int, in_sample: bool) -> s
         ("not fit", "Not fit for"),
         ("cannot be assessed", "Cannot be assessed for"),
     )
-    parts = [f"{text} {_list(by_word[word])}." for word, text in order if word in by_word]
-    if patients < 1000:
-        parts.append(
-            f"{patients} {'training' if in_sample else 'test'} patients are few: at this size the noise that "
-            "protects them is of the order of the differences one looks for."
-        )
-    if in_sample:
-        parts.append("No patients were held out, so the comparison is in-sample and may flatter.")
-    return " ".join(parts)
+    return " ".join(f"{text} {_list(by_word[word])}." for word, text in order if word in by_word)
 
 
 def _unknown(use: str, figure: Figure, thresholds: str) -> Verdict:

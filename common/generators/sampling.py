@@ -1,8 +1,13 @@
-"""From a model to rows: draw, herd, place values inside bins, decode. In blocks, reproducible by seed."""
+"""From a model to rows: draw, herd, place values inside bins, decode. In blocks, reproducible by seed.
+
+Balanced rows come from the same draws as all others, thinned to their quotas; what is short is drawn under a condition.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,12 +18,18 @@ from cohortium.common.encoding import NumberGrid
 from cohortium.common.errors import UsageError
 from cohortium.common.generators.base import Floats, Model
 from cohortium.common.generators.bins import Bins
+from cohortium.common.generators.quotas import PILOT_ROWS, Ints, Quotas, block_counts, quotas_for
+from cohortium.common.generators.threads import in_order
+from cohortium.common.rule_checks import breaking_rows
 
 if TYPE_CHECKING:
     from cohortium.common.encoding import Codes, Grid
     from cohortium.common.schema import Schema
 
 BLOCK = 8192
+MOST_DRAWS = 1000
+"""Times the rows wanted that are drawn for rows which keep the dictionary's rules, before that is given up."""
+LEAST_DRAWS = 2000
 Allowed = Mapping[int, NDArray[np.bool_]]
 
 
@@ -109,40 +120,124 @@ def tables(
     *,
     seed: int,
     where: Mapping[str, object] | None = None,
-    balance: str | None = None,
+    balance: str | Sequence[str] | None = None,
+    minimum_share: Mapping[str, float] | None = None,
+    enforce_rules: bool = False,
     block: int = 65536,
 ) -> Iterator[pd.DataFrame]:
-    """Finished rows in blocks. balance: a column whose levels shall occur equally often."""
+    """Finished rows in blocks, in random order.
+
+    balance: columns whose combinations of levels shall occur equally often. minimum_share: column -> share of all rows
+    that each of its levels has at least. enforce_rules: rows that break a rule of the dictionary are drawn again.
+    Raises UsageError BALANCE-… for what cannot be, RULES-RARE where the model gives hardly any row that keeps them.
+    """
+    columns = [balance] if isinstance(balance, str) else list(balance or ())
     allowed = conditions(schema, grids, where)
     rng = np.random.default_rng([seed, 0x7461])
-    parts: list[tuple[int, Allowed]] = [(rows, allowed)]
-    if balance is not None:
-        parts = _balanced(schema, grids, balance, rows, allowed)
-    for part, (count, condition) in enumerate(parts):
-        for at in range(0, count, block):
-            size = min(block, count - at)
-            codes = model.sample(size, seed=int(rng.integers(2**62)) + part, where=condition or None)
-            yield decode(schema, grids, codes, rng, where)
+    if not columns and not minimum_share and not enforce_rules:
+
+        def block_of(number: int) -> pd.DataFrame:
+            # A block is drawn by a generator of its own, so that it is the same whoever draws it and when.
+            own = rng if number == 0 else np.random.default_rng([seed, 0x7461, number])
+            size = min(block, rows - number * block)
+            codes = model.sample(size, seed=int(own.integers(2**62)), where=allowed or None)
+            return decode(schema, grids, codes, own, where)
+
+        yield from in_order(block_of, math.ceil(rows / block))
+        return
+    shares = dict(minimum_share or {})
+    quotas = quotas_for(schema, grids, rows, balance=columns, minimum_share=shares, allowed=allowed)
+    pilot = None
+    if shares:
+        drawn = quotas.cell_of(model.sample(PILOT_ROWS, seed=int(rng.integers(2**62)), where=allowed or None))
+        pilot = np.bincount(drawn[drawn >= 0], minlength=quotas.cells)
+    left = quotas.counts(rows, pilot)
+    draw = _Draw(
+        model=model,
+        schema=schema,
+        grids=grids,
+        where=where,
+        allowed=allowed,
+        quotas=quotas,
+        keep=enforce_rules,
+        rng=rng,
+    )
+    for at in range(0, rows, block):
+        wanted = block_counts(left, min(block, rows - at), rng)
+        left = left - wanted
+        yield draw.block(wanted)
 
 
-def _balanced(
-    schema: Schema, grids: tuple[Grid, ...], name: str, rows: int, allowed: Allowed
-) -> list[tuple[int, Allowed]]:
-    names = [c.name for c in schema.modelled]
-    if name not in names:
-        raise UsageError("BALANCE-COLUMN", f"the model has no column {name!r}", hint="columns: " + ", ".join(names))
-    index = names.index(name)
-    grid = grids[index]
-    codes = np.arange(grid.size - 1)
-    if index in allowed:
-        codes = codes[allowed[index][:-1]]
-    out: list[tuple[int, Allowed]] = []
-    for i, code in enumerate(codes):
-        only = np.zeros(grid.size, dtype=bool)
-        only[code] = True
-        count = rows // len(codes) + (1 if i < rows % len(codes) else 0)
-        out.append((count, {**allowed, index: only}))
-    return out
+@dataclass(kw_only=True, slots=True)
+class _Draw:
+    """Blocks of rows that fill quotas. keep: only rows that break no rule of the dictionary."""
+
+    model: Model
+    schema: Schema
+    grids: tuple[Grid, ...]
+    where: Mapping[str, object] | None
+    allowed: Allowed
+    quotas: Quotas
+    keep: bool
+    rng: np.random.Generator
+    drawn: dict[int, list[int]] = field(default_factory=dict)  # cell -> rows drawn, rows that keep the rules
+
+    def block(self, wanted: Ints) -> pd.DataFrame:
+        """wanted [cells] -> as many rows of each cell, in random order."""
+        parts: list[pd.DataFrame] = []
+        short = wanted - self._take(int(wanted.sum()), None, wanted, parts)
+        for cell in np.flatnonzero(short):
+            self._fill(int(cell), int(short[cell]), parts)
+        table = pd.concat([part for part in parts if len(part)], ignore_index=True)
+        return table.iloc[self.rng.permutation(len(table))].reset_index(drop=True)
+
+    def _fill(self, cell: int, short: int, parts: list[pd.DataFrame]) -> None:
+        """The rows of one cell that the common draw did not give, drawn under its condition."""
+        most, used = MOST_DRAWS * short + LEAST_DRAWS, 0
+        wanted = np.zeros(self.quotas.cells, dtype=np.int64)
+        while short:
+            drawn, kept = self.drawn.get(cell, [0, 0])
+            rate = max((kept + 1) / (drawn + 1), 1 / MOST_DRAWS)
+            size = min(int(1.1 * short / rate) + 8, 4 * short + LEAST_DRAWS) if self.keep else short
+            used += size
+            wanted[cell] = short
+            short -= int(self._take(size, cell, wanted, parts)[cell])
+            if short and used > most:
+                name = self.quotas.named(cell, self.grids)
+                raise UsageError(
+                    "RULES-RARE",
+                    f"of {used:,} rows drawn{' with ' + name if name else ''} too few keep the dictionary's rules",
+                    hint="balance fewer columns, correct the rule, or leave enforce_rules out",
+                )
+
+    def _take(self, size: int, cell: int | None, wanted: Ints, parts: list[pd.DataFrame]) -> Ints:
+        """Draw `size` rows, of one cell or of all, and keep at most `wanted` of each; how many were kept [cells]."""
+        condition = self.allowed if cell is None else {**self.allowed, **self.quotas.condition(cell, self.grids)}
+        codes = self.model.sample(size, seed=int(self.rng.integers(2**62)), where=condition or None)
+        cells = self.quotas.cell_of(codes)
+        table = None
+        if self.keep:
+            table = decode(self.schema, self.grids, codes, self.rng, self.where)
+            broken = breaking_rows(self.schema, table)
+            if cell is not None:
+                before = self.drawn.get(cell, [0, 0])
+                self.drawn[cell] = [before[0] + size, before[1] + int((~broken).sum())]
+            cells = np.where(broken, -1, cells)
+        chosen = _first_of_each(cells, wanted, self.rng)
+        if table is None:
+            parts.append(decode(self.schema, self.grids, codes[chosen], self.rng, self.where))
+        else:
+            parts.append(table.iloc[chosen])
+        return np.bincount(cells[chosen], minlength=self.quotas.cells)
+
+
+def _first_of_each(cells: Ints, wanted: Ints, rng: np.random.Generator) -> Ints:
+    """At most wanted[c] random rows of each cell c; a row of cell -1 is never taken."""
+    order = rng.permutation(len(cells))
+    order = order[np.argsort(cells[order], kind="stable")]
+    sorted_ = cells[order]
+    rank = np.arange(len(order)) - np.searchsorted(sorted_, sorted_, side="left")
+    return order[(sorted_ >= 0) & (rank < wanted[sorted_])]
 
 
 def table(
@@ -153,9 +248,20 @@ def table(
     *,
     seed: int,
     where: Mapping[str, object] | None = None,
-    balance: str | None = None,
+    balance: str | Sequence[str] | None = None,
+    minimum_share: Mapping[str, float] | None = None,
+    enforce_rules: bool = False,
 ) -> pd.DataFrame:
-    """All rows as one table. Class-balanced tables come class after class."""
-    return pd.concat(
-        list(tables(model, schema, grids, rows, seed=seed, where=where, balance=balance)), ignore_index=True
+    """All rows as one table, see `tables`."""
+    blocks = tables(
+        model,
+        schema,
+        grids,
+        rows,
+        seed=seed,
+        where=where,
+        balance=balance,
+        minimum_share=minimum_share,
+        enforce_rules=enforce_rules,
     )
+    return pd.concat(list(blocks), ignore_index=True)

@@ -1,13 +1,22 @@
-"""One thread for torch and BLAS: sums have one order, and a fit is the same on machines of every size."""
+"""One thread for torch and BLAS: sums have one order, and a fit is the same on machines of every size.
+
+Several cores are used by several blocks at once (`in_order`), each on one thread.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
 
+T = TypeVar("T")
+WORKERS_AT_MOST = 4
 _LIBRARIES = ThreadpoolController()  # looking for them takes a millisecond: once
 
 
@@ -20,3 +29,26 @@ def one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def in_order(make: Callable[[int], T], count: int) -> Iterator[T]:
+    """make(0), make(1), … make(count − 1), some ahead of time on other cores; what each gives depends on its number
+    alone. At most as many as there are workers wait to be taken, so memory stays that of a few blocks."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(WORKERS_AT_MOST, cores, count)
+    if workers <= 1:
+        yield from map(make, range(count))
+        return
+    waiting: deque[Future[T]] = deque()
+    # The count of threads is a setting of the process: it is put back when the last block is done, not by each.
+    with one_thread(), ThreadPoolExecutor(max_workers=workers) as pool:
+        try:
+            for number in range(count):
+                waiting.append(pool.submit(make, number))
+                if len(waiting) >= workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

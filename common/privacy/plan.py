@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 from cohortium.common.errors import ProtocolError, Refused, StudyError
 from cohortium.common.privacy import accountant
@@ -295,23 +295,35 @@ def _is_text(value: object) -> bool:
 
 
 def compile_plan(
-    study: Study, *, sites: Sequence[str], generator: str, phases: Sequence[PhaseLike], noise: bool = True
+    study: Study,
+    *,
+    sites: Sequence[str],
+    generator: str,
+    phases: Sequence[PhaseLike],
+    evaluation: Sequence[PhaseLike] = (),
+    late: int = 0,
+    noise: bool = True,
 ) -> Plan:
     """Calibrate the noise so that the whole plan costs at most the study's ε, and list its releases.
 
-    phases: what the generator declares; their shares sum to 1. noise=False: a rehearsal without any privacy,
-    whose every event is "non-private" and which a guard refuses unless its policy allows rehearsals.
+    phases: what the generator declares; evaluation: what held-out patients are asked (common/evaluation/phases.py),
+    present exactly where the study has [evaluation]; the shares of each sum to 1. late: so many of the last training
+    phases are asked after the held-out patients. noise=False: a rehearsal without any privacy, whose every event is
+    "non-private" and which a guard refuses unless its policy allows rehearsals.
     Raises Refused when ε is too small for the plan, StudyError when the sites do not fit the strategy.
     """
     study.strategy.check_sites(len(sites))
-    if not math.isclose(sum(phase.share for phase in phases), 1.0, rel_tol=1e-9):
-        raise ProtocolError("PLAN-SHARES", "the phases' shares of the budget must sum to 1")
+    for some in (phases, evaluation) if evaluation else (phases,):
+        if not math.isclose(sum(phase.share for phase in some), 1.0, rel_tol=1e-9):
+            raise ProtocolError("PLAN-SHARES", "the phases' shares of the budget must sum to 1")
+    if (study.evaluation is not None) != bool(evaluation):
+        raise ProtocolError("PLAN-HOLDOUT", "held-out patients are asked exactly where the study says so")
     privacy, strategy = study.privacy, study.strategy
-    stages: list[Stage] = []
+    priced: list[tuple[Part, PhaseLike, float]] = []
     local_steps = strategy.local_steps if strategy.name == "local" else 1
     parts: list[tuple[Part, Sequence[PhaseLike], float]] = [("train", phases, privacy.epsilon)]
     if study.evaluation is not None:
-        parts.append(("holdout", [_evaluation(study)], study.evaluation.epsilon))
+        parts.append(("holdout", evaluation, study.evaluation.epsilon))
     for part, some, epsilon in parts:
         multipliers: tuple[float, ...] = (0.0,) * len(some)
         if noise:
@@ -332,21 +344,24 @@ def compile_plan(
                     f"ε = {epsilon:g} is too small for this plan: its noise would drown every answer",
                     hint='raise [privacy] epsilon, or choose [generator] name = "mixture" (two rounds)',
                 )
-        for phase, multiplier in zip(some, multipliers, strict=True):
-            stages.append(
-                Stage(
-                    name=phase.name,
-                    purpose=phase.purpose,
-                    kind=phase.kind,
-                    part=part,
-                    first=sum(s.repeats for s in stages),
-                    repeats=phase.repeats,
-                    rate=rate_of(phase.sampling_rate),
-                    noise_multiplier=multiplier,
-                    max_dim=phase.max_dim,
-                    steps=local_steps if phase.kind == "gradient" else 1,
-                )
+        priced += [(part, phase, multiplier) for phase, multiplier in zip(some, multipliers, strict=True)]
+    early = len(phases) - late
+    stages: list[Stage] = []
+    for part, phase, multiplier in (*priced[:early], *priced[len(phases) :], *priced[early : len(phases)]):
+        stages.append(
+            Stage(
+                name=phase.name,
+                purpose=phase.purpose,
+                kind=phase.kind,
+                part=part,
+                first=sum(s.repeats for s in stages),
+                repeats=phase.repeats,
+                rate=rate_of(phase.sampling_rate),
+                noise_multiplier=multiplier,
+                max_dim=phase.max_dim,
+                steps=local_steps if phase.kind == "gradient" else 1,
             )
+        )
     if study.release.rows < 1:
         raise StudyError("STUDY-ROWS", "[release] rows is at least 1")
     return Plan(
@@ -366,25 +381,3 @@ def compile_plan(
         holdout=study.evaluation.holdout if study.evaluation else 0.0,
         stages=tuple(stages),
     )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _EvaluationPhase:
-    """The held-out patients' one-way histograms: the private score of the synthetic table."""
-
-    name: str = "evaluation"
-    purpose: str = "score the synthetic table's columns on held-out patients"
-    kind: Literal["counts"] = "counts"
-    share: float = 1.0
-    repeats: int = 1
-    sampling_rate: float = 1.0
-    max_dim: int = 1
-
-
-EVALUATION_BINS = 64
-"""Most bins of one column in the evaluation's histograms; public, so that the plan can state its size."""
-
-
-def _evaluation(study: Study) -> PhaseLike:
-    sizes = [len(c.levels) + 1 if c.levels else EVALUATION_BINS for c in study.schema.modelled]
-    return _EvaluationPhase(max_dim=sum(sizes))

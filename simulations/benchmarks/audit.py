@@ -24,14 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from cohortium.common.derived import Joint
 from cohortium.common.encoding import Records
+from cohortium.common.estimates import Estimates, Logistic, Sums
 from cohortium.common.generators.nade import Nade
 from cohortium.common.privacy import accountant
 from cohortium.common.privacy.auditing import NoiseTally, distinguish, same_noise_p_value
 from cohortium.common.privacy.budget import WHOLE
 from cohortium.common.privacy.entropy import Entropy, SeededEntropy, SystemEntropy
 from cohortium.common.privacy.release import Mechanism, Released, release
-from cohortium.common.queries import SUM_SLACK, AnyQuery, Counts, Gradient, LocalSteps, Moments
+from cohortium.common.queries import SUM_SLACK, AnyQuery, Counts, Gradient, LocalSteps, Moments, Tallies
 from cohortium.simulations.benchmarks.audit_run import Rehearsal, rehearse
 from cohortium.simulations.benchmarks.timing import Figure
 
@@ -202,6 +204,18 @@ def neighbours() -> Iterator[Neighbours]:
         # Level 0 pulls one way, level 1 harder the other way: clipping their sum would move it twice as far.
         gradient = _gradient(bins=(2, 2), clip_norm_l2=0.05, path=path)
         yield Neighbours(name=f"gradient-{path}", query=gradient, how=plain, **some)
+    bands = tuple(Joint(columns=(c,), maps=(table,), sizes=(len(table),)) for c, table in enumerate(columns))
+    yield Neighbours(name="tallies", query=Tallies(derived=bands, part="train"), how=plain, **some)
+    longer = (np.array([[9.0], [9.0], [0.0], [0.0]]), np.array([[9.0], [9.0], [0.0]]))
+    yield Neighbours(name="sums", query=Sums(features=longer, clip_norm_l2=2.0, part="train"), how=plain, **some)
+    # Both of the patient's rows have the outcome, and a score far beyond the clip, in one direction.
+    model = Logistic(
+        outcome=(1, np.array([1, 0, -1], dtype=np.int32)),
+        design=(np.array([[9.0], [9.0], [0.0], [0.0]]), np.zeros((3, 0))),
+        beta=np.zeros(2),
+    )
+    estimates = Estimates(model=model, clip_norm_l2=0.5, part="train")
+    yield Neighbours(name="estimates", query=estimates, how=plain, **some)
     local = LocalSteps(steps=1, learning_rate=0.5, denominator=10.0)
     step = _gradient(bins=(2, 2), clip_norm_l2=0.05, local=local)
     yield Neighbours(name="gradient-local", query=step, how=plain, **some)

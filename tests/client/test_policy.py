@@ -108,6 +108,7 @@ def test_a_peers_key_must_be_one(tmp_path: Path) -> None:
 THREE = plan(("a", "b", "c"), mode="secure-sum")
 SILENT = [stage("one", "counts", 0, noise_multiplier=0.0)]
 HELD = [stage("one", "counts", 0), stage("two", "counts", 1, part="holdout")]
+ATTACKED = [*HELD, stage("three", "tallies", 2, part="train")]
 CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "POLICY-SITE": ({}, plan(("b",))),
     "POLICY-SITES": ({"minimum_sites": 2}, plan()),
@@ -117,6 +118,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "POLICY-GENERATOR": ({"generators": ("joined",)}, plan()),
     "POLICY-STRATEGY": ({"strategies": ("secure-sum",)}, plan()),
     "POLICY-EVALUATION": ({"evaluation": False}, plan(stages=HELD)),
+    "POLICY-ATTACKS": ({}, plan(stages=ATTACKED)),
     "POLICY-NOISE": ({}, plan(stages=SILENT)),
     "POLICY-DELTA": ({"lifetime_delta": 1e-7}, plan()),
 }
@@ -136,6 +138,19 @@ def test_a_plan_that_is_allowed_passes() -> None:
     policy("a", minimum_colluders=1).check(plan())  # in local mode nobody else is trusted anyway
     policy("a", minimum_colluders=1).check(plan(("a", "b", "c"), mode="secure-sum", survivors=3, colluders=1))
     policy("a").check(plan(stages=HELD))
+    policy("a", attacks=True).check(plan(stages=ATTACKED))
+
+
+@pytest.mark.parametrize("kind", ["tallies", "sums", "estimates"])
+def test_training_patients_are_asked_about_the_table_only_where_the_policy_says_so(kind: Any, tmp_path: Path) -> None:
+    """Whatever the stage is called: a plan cannot hide such a question behind a name."""
+    agreed = plan(stages=[stage("ranges", kind, 0, part="train")])
+    with pytest.raises(Refused, match="POLICY-ATTACKS"):
+        policy("a").check(agreed)
+    policy("a", attacks=True).save(tmp_path / "site.toml")
+    assert Policy.load(tmp_path / "site.toml").attacks
+    policy("a").save(tmp_path / "site.toml")
+    assert not Policy.load(tmp_path / "site.toml").attacks
 
 
 def test_only_a_rehearsal_without_noise_may_switch_noise_off() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cohortium.common.errors import CohortiumError, DictionaryError, StudyError
-from cohortium.common.study import Evaluation, Privacy, StrategySpec, Study
+from cohortium.common.study import Evaluation, Privacy, Release, StrategySpec, Study
 
 ROOT = Path(__file__).resolve().parents[2]
 DICTIONARY = {
@@ -341,3 +341,100 @@ def test_no_study_ends_in_a_traceback(tmp_path_factory: pytest.TempPathFactory, 
         assert error.where and error.lines()
         return
     assert Study.parse(study.to_toml(dictionary="dictionary.json"), folder=folder) == study
+
+
+# ---- [release] ----------------------------------------------------------------------------------------------
+
+RELEASE = """\
+rows = 1000
+minimum = {"Training a prediction model" = "usable with care", "groups" = "good"}
+balance = "dead"
+minimum_share = {sex = 0.25}
+"""
+
+
+def test_older_studies_keep_their_digest(folder: Path) -> None:
+    """Plans name it: pinned as version 0.1.0 computed it, before [release] had more than rows."""
+    short = TEXT.replace("[evaluation]\nepsilon = 0.5\nholdout = 0.2\n", "")
+    assert load(folder, TEXT).digest() == "929e11cc6011980339b074de83c2043d568da680bd71a10201b51eb0385dfc15"
+    assert load(folder, short).digest() == "a7f882b6cc8f361e8fda4b708331d8b4031631fac31cb74ec46a7a5fd6b3a0fd"
+
+
+def test_the_release_is_read_written_and_part_of_the_agreement(folder: Path) -> None:
+    study = load(folder, TEXT.replace("rows = 1000\n", RELEASE))
+    assert study.release == Release(
+        rows=1000,
+        minimum=(("Training a prediction model", "usable with care"), ("Use across groups", "good")),
+        balance=("dead",),
+        minimum_share=(("sex", 0.25),),
+    )
+    again = Study.parse(study.to_toml(dictionary="dictionary.json"), folder=folder)
+    assert again == study and again.digest() == study.digest() != load(folder, TEXT).digest()
+    for line in RELEASE.splitlines()[1:]:
+        assert load(folder, TEXT.replace("rows = 1000\n", RELEASE.replace(line + "\n", ""))).digest() != study.digest()
+    both = load(folder, TEXT.replace("rows = 1000", 'rows = 1000\nbalance = ["sex", "dead"]'))
+    assert both.release.balance == ("sex", "dead")
+
+
+def test_rules_are_enforced_only_where_there_are_some(folder: Path) -> None:
+    text = TEXT.replace("rows = 1000", "rows = 1000\nenforce_rules = true")
+    with pytest.raises(StudyError, match="states no rules"):
+        load(folder, text)
+    rules = [{"name": "children live", "if": {"age": {"maximum": 5}}, "then": {"dead": False}}]
+    (folder / "dictionary.json").write_text(json.dumps({**DICTIONARY, "rules": rules}))
+    study = load(folder, text)
+    assert study.release.enforce_rules
+    assert Study.parse(study.to_toml(dictionary="dictionary.json"), folder=folder) == study
+    # What can never be filled is said before anybody is asked.
+    rules = [{"name": "men live", "if": {"sex": "M"}, "then": {"dead": False}}]
+    (folder / "dictionary.json").write_text(json.dumps({**DICTIONARY, "rules": rules}))
+    assert load(folder, text + 'balance = "sex"\n').release.enforce_rules
+    with pytest.raises(StudyError, match=r"sex = M, dead = true .* 'men live'"):
+        load(folder, text + 'balance = ["sex", "dead"]\n')
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ('minimum = {prediction = "splendid"}', "not a verdict's word"),
+        ('minimum = {prediction = "cannot be assessed"}', "not a verdict's word"),
+        ("minimum = {prediction = 3}", "not a verdict's word"),
+        ('minimum = {predicton = "good"}', "did you mean 'prediction'?"),
+        ('minimum = {prediction = "good", "Training a prediction model" = "good"}', "named twice"),
+        ('minimum = "good"', "not a table"),
+        ('balance = "age"', "has no levels"),
+        ('balance = "ded"', "did you mean 'dead'?"),
+        ('balance = ["dead", "dead"]', "twice"),
+        ("balance = 3", "not a list"),
+        ("minimum_share = {age = 0.1}", "has no levels"),
+        ("minimum_share = {sex = 0.6}", "sex = 0.5 or less"),
+        ("minimum_share = {sex = 0}", "above 0"),
+        ('minimum_share = {sex = "0.1"}', "above 0"),
+        ("minimum_share = 0.1", "not a table"),
+        ('balance = "sex"\nminimum_share = {sex = 0.1}', "needs no minimum share"),
+        ("enforce_rules = 1", "true or false"),
+        ("k_anonymity = 1", "from 2"),
+        ("k_anonymity = 5", "no quasi-identifier"),
+        ("minimun = {}", "did you mean minimum?"),
+    ],
+)
+def test_a_mistake_in_the_release_names_its_line(folder: Path, line: str, word: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        load(folder, TEXT.replace("rows = 1000", f"rows = 1000\n{line}"))
+    assert word in f"{caught.value.sentence} {caught.value.hint}" and caught.value.hint
+    assert caught.value.where[0].startswith(f"{folder / 'study.toml'}:2")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows": 0},
+        {"minimum": (("x", "splendid"),)},
+        {"minimum_share": (("x", 0.0),)},
+        {"minimum_share": (("x", float("nan")),)},
+        {"k_anonymity": 1},
+    ],
+)
+def test_a_bad_release_cannot_be_born(changes: dict[str, object]) -> None:
+    with pytest.raises(StudyError):
+        Release(**{"rows": 10, **changes})  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -15,6 +16,7 @@ import releasing
 import typer
 from hospital import key
 from releasing import EXACT, ROWS, RUN, SECRET_WORDS, SITES, Finished, edit_json, finished, resigned
+from small import DICTIONARY
 from typer.testing import CliRunner
 
 from cohortium.common.errors import ProtocolError, Refused, UsageError
@@ -33,6 +35,7 @@ from cohortium.common.protocol.release_manifest import (
 )
 from cohortium.common.protocol.signing import fingerprint, from_seed
 from cohortium.common.schema import Schema
+from cohortium.common.study_release import Release
 from cohortium.server import cli as server_cli
 from cohortium.server import release as release_module
 from cohortium.server.audit import COORDINATOR, AuditReport, audit
@@ -83,6 +86,7 @@ def test_a_release_is_whole_and_its_reader_agrees(whole: Path, run: Finished) ->
     assert there == {
         *DOCUMENTS,
         *("synthetic.parquet", "synthetic.csv", "dictionary.json", "datapackage.json", "report.html", "result.json"),
+        "summary.pdf",
         *("study.toml", "plan.json", "proposal.bin", "manifest.json", "run/ledger.jsonl", "run/model.npz"),
         *(f"run/ledgers/{site}.jsonl" for site in SITES),
         ENVELOPE,
@@ -417,11 +421,52 @@ def test_a_run_whose_audit_fails_is_not_released(run: Finished, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
-def test_thresholds_are_read_from_a_study_that_has_them() -> None:
-    class With:
-        minimum = (("a", "good"), ("b", "not fit"))
+def test_thresholds_are_read_from_the_study(tmp_path: Path) -> None:
+    assert minimum_of(Release(rows=1, minimum=(("a", "good"), ("b", "not fit")))) == {"a": "good", "b": "not fit"}
+    run = finished(tmp_path / "run", lines='minimum = {"Training a prediction model" = "usable with care"}\n')
+    with pytest.raises(Refused, match="RELEASE-THRESHOLD"):
+        release(run.root, tmp_path / "out")  # nobody was asked, so there is no verdict
+    assert not (tmp_path / "out").exists()
+    word = {"use": "training a prediction model", "word": "good"}
+    edit_json(run.root / "result.json", lambda r: r.update(verdicts=[word]))
+    made = release(run.root, tmp_path / "out")
+    assert any(finding.code == "RELEASE-THRESHOLD" and finding.ok for finding in made.gate)
 
-    assert minimum_of(With()) == {"a": "good", "b": "not fit"} and minimum_of(object()) == {}
+
+# ---- how the rows were sampled ------------------------------------------------------------------------------
+
+
+def test_a_card_says_that_rows_are_as_the_model_gives_them(whole: Path) -> None:
+    card = (whole / "data-card.md").read_text()
+    assert "As the model gives them" in card and "balanced:" not in card and "rarest combination" not in card
+
+
+def test_a_card_says_that_rows_were_balanced_made_coarser_and_drawn_again(tmp_path: Path) -> None:
+    """Power: the test before reads a card where nothing of it was done."""
+    changed = copy.deepcopy(DICTIONARY)
+    for field in changed["fields"]:
+        if field["name"] in ("sex", "grade"):
+            field["role"] = "quasi-identifier"
+    changed["fields"][1]["x-reference-shares"] = {"F": 0.51, "M": 0.49}
+    changed["rules"] = [
+        {"name": "dose | of the young", "if": {"age": {"maximum": 9}}, "then": {"dose": {"maximum": 1}}}
+    ]
+    lines = 'balance = "smoker"\nenforce_rules = true\nk_anonymity = 2\n'
+    run = finished(tmp_path / "run", lines=lines, dictionary=changed)
+    release(run.root, tmp_path / "out")
+    card = (tmp_path / "out" / "data-card.md").read_text()
+    rows = pd.read_parquet(tmp_path / "out" / "synthetic.parquet")
+    smallest = int(rows.groupby(["sex", "grade"], dropna=False, observed=True).size().min())
+    for words in (
+        "Rows were balanced: the levels of smoker occur equally often",
+        "broke one of the dictionary's 1 clinical rules were drawn again",
+        "Each combination of sex, grade occurs in at least 2 rows",
+        f"the rarest combination occurs in {smallest} rows",
+        "| sex | F | 51.0 % |",
+        r"| dose \| of the young | if age ≤ 9, then dose ≤ 1 |",
+    ):
+        assert words in card, words
+    assert "As the model gives them" not in card
 
 
 # ---- simulations and rehearsals -----------------------------------------------------------------------------
@@ -446,11 +491,14 @@ def test_a_simulations_exact_scores_are_never_released(simulated: Finished, tmp_
 def test_exact_figures_beside_private_ones_stay_here(tmp_path: Path) -> None:
     """At any depth; a name that the list of what is released does not know stays here as a whole."""
     facts = {"mode": "simulation", "provenance": {"Run": "r"}, "figures": [{"private": 1, "exact": 7, "exact_low": 7}]}
-    release_module._write_result(tmp_path, {"facts": facts, "run": "r", "scores": None, "truth": 7, "evaluation": 7})
+    found = {"findings": [{"key": "k", "exact": 7}], "exact_shown": True}
+    exact = {"truth": 7, "exact_evaluation": {"k": 7}}
+    release_module._write_result(tmp_path, {"facts": facts, "run": "r", "scores": None, "evaluation": found, **exact})
     assert json.loads((tmp_path / "result.json").read_text()) == {
         "facts": {"mode": "simulation", "provenance": {"Run": "r"}, "figures": [{"private": 1}]},
         "run": "r",
         "scores": None,
+        "evaluation": {"findings": [{"key": "k"}]},
     }
 
 
@@ -632,3 +680,25 @@ def test_the_ledgers_in_a_release_replay_alone(whole: Path) -> None:
         lines = chain.read_jsonl(whole / "run" / "ledgers" / f"{site}.jsonl")
         book, _ = chain.replay(lines, owner=site, public=key(site).public_key())
         assert {run for run, _ in book.entries} == {RUN}
+
+
+def test_the_audit_of_a_simulations_release_holds(simulated: Finished, tmp_path: Path) -> None:
+    """The withheld scores are missing as their signer foresaw; whatever is put back, or changed, is not."""
+    out = tmp_path / "out"
+    release(simulated.root, out)
+    assert audit(simulated.root).ok and audit(out).ok
+    found = next(check for check in audit(out).checks if check.name == "scores")
+    assert "without those that saw real rows" in found.detail
+    whole = json.loads((out / "result.json").read_text())
+    exact = json.loads((simulated.root / "result.json").read_text())["scores"]
+    changes: list[Callable[[dict[str, Any]], object]] = [
+        lambda r: r.update(warnings=["none"]),
+        lambda r: r.update(scores={**exact, "headline": "Good for everything."}),
+        lambda r: r.update(exact_evaluation={"tstr_auc": 0.99}),
+        lambda r: r.update(evaluation={"headline": "Good for everything."}),
+        lambda r: r.update(evaluation={**(r.get("evaluation") or {}), "exact_figures": [0.99]}),
+    ]
+    for change in changes:
+        (out / "result.json").write_text(json.dumps(whole))
+        edit_json(out / "result.json", change)
+        assert [check.name for check in audit(out).checks if not check.ok] == ["scores"]

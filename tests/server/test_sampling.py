@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from small import make_quick, small_study
+from typer.testing import CliRunner
 
 from cohortium.common.errors import UsageError
+from cohortium.common.rule_checks import breaking_rows
+from cohortium.common.schema import Schema
 from cohortium.server import sampling
+from cohortium.server.finish import sample as finish_sample
 from cohortium.server.runs import RunFolder
-from cohortium.server.sampling import parse_where, write_rows
+from cohortium.server.sampling import as_released, parse_columns, parse_where, write_rows
+from cohortium.simulations.cli import app
 from cohortium.simulations.run import Request, prepare, run
 
 NAMES = ["sex", "age", "dose", "seen", "smoker", "grade"]
@@ -113,6 +121,97 @@ def test_balanced_classes(folder: RunFolder, tmp_path: Path, column: str, levels
     assert not rows[column].isna().any()
     narrowed = sample(folder, tmp_path, 100, balance=column, where="age>=50")
     assert (narrowed.age >= 50).all() and narrowed[column].value_counts().max() <= 100 // levels + 1
+
+
+def test_balanced_classes_come_in_random_order(folder: RunFolder, tmp_path: Path) -> None:
+    """Whoever takes the first rows of a file takes a fair sample of it."""
+    rows = sample(folder, tmp_path, 600, balance="grade")
+    for level in (1, 2, 3):
+        assert 70 <= int((rows.grade[:300] == level).sum()) <= 130
+
+
+def test_columns_and_shares_on_the_command_line(folder: RunFolder, tmp_path: Path) -> None:
+    runner, out = CliRunner(), tmp_path / "rows.csv"
+    words = ["sample", str(folder.root), "-n", "240", "-o", str(out)]
+    done = runner.invoke(app, [*words, "--balance", "sex,smoker", "--minimum-share", "grade=0.3"])
+    assert done.exit_code == 0, done.output
+    rows = pd.read_csv(out)
+    assert rows.groupby(["sex", "smoker"]).size().tolist() == [60] * 4
+    assert rows.grade.value_counts().min() >= 72
+    assert "Rows were balanced: all combinations of sex and smoker" in " ".join(done.output.split())
+    assert "at least 30 % of the rows" in " ".join(done.output.split())
+    plain = runner.invoke(app, [*words, "--json"])
+    assert json.loads(plain.stdout)["sampled"] == []
+    for wrong, code in (
+        (["--balance", "sex,nose"], "BALANCE-COLUMN"),
+        (["--balance", "age"], "BALANCE-COLUMN"),
+        (["--minimum-share", "grade"], "SHARE-FORM"),
+        (["--minimum-share", "grade=half"], "SHARE-FORM"),
+        (["--minimum-share", "=0.1"], "SHARE-FORM"),
+        (["--minimum-share", "grade=0.5"], "BALANCE-SHARE"),
+        (["--balance", "sex,smoker,grade", "-n", "11"], "BALANCE-ROWS"),
+    ):
+        failed = runner.invoke(app, [*words, *wrong])
+        assert failed.exit_code == 2 and code in failed.output, (wrong, failed.output)
+
+
+def test_a_column_whose_name_holds_a_comma_is_one_column(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = [{"name": name, "type": "boolean"} for name in ("a,b", "a", "b")]
+    study = SimpleNamespace(schema=Schema.from_dict({"name": "x", "fields": fields}))
+    monkeypatch.setattr(RunFolder, "study", lambda _: study)
+    assert parse_columns("a,b", folder) == ("a,b",) and parse_columns("b, a", folder) == ("b", "a")
+    assert parse_columns(None, folder) == ()
+
+
+def settled(folder: RunFolder, tmp_path: Path, lines: str, **roles: str) -> RunFolder:
+    """A copy of the run whose study has more lines in [release] and whose dictionary names roles and a rule."""
+    root = Path(shutil.copytree(folder.root, tmp_path / "run"))
+    document = json.loads((root / "dictionary.json").read_text())
+    for field in document["fields"]:
+        if field["name"] in roles:
+            field["role"] = roles[field["name"]]
+    document["rules"] = [{"name": "women", "if": {"sex": "F"}, "then": {"smoker": False}}]
+    (root / "dictionary.json").write_text(json.dumps(document))
+    study = (root / "study.toml").read_text().replace("[release]\n", f"[release]\n{lines}\n")
+    (root / "study.toml").write_text(study)
+    return RunFolder(root=root)
+
+
+def test_the_released_table_is_as_the_study_says(folder: RunFolder, tmp_path: Path) -> None:
+    changed = settled(
+        folder,
+        tmp_path,
+        'balance = "grade"\nenforce_rules = true\nk_anonymity = 5\nl_diversity = 2',
+        sex="quasi-identifier",
+        age="quasi-identifier",
+        seen="quasi-identifier",
+        dose="sensitive",
+    )
+    finish_sample(changed)
+    rows, schema = pd.read_parquet(changed.root / "synthetic.parquet"), changed.study().schema
+    assert rows.grade.value_counts().tolist() == [20, 20, 20] and len(rows) == 60
+    groups = rows.groupby(["sex", "age", "seen"], dropna=False, observed=True)
+    assert groups.size().min() >= 5 and groups["dose"].nunique().min() >= 2
+    plain = sample(folder, tmp_path, 60)
+    assert plain.groupby(["sex", "age", "seen"], dropna=False).size().min() == 1
+    assert list(rows.dtypes) == list(plain.dtypes)
+    text = pd.read_csv(changed.root / "synthetic.csv")
+    assert (text.age == rows.age).all() and (text.seen.isna() == rows.seen.isna()).all()
+    assert rows.age.between(0, 99).all() and schema.column("age").required
+    # What an evaluation looks at is drawn alike.
+    drawn = as_released(changed.model(), changed.study(), changed.grids(), 60, seed=int(changed.facts()["seed"]))
+    pd.testing.assert_frame_equal(drawn.astype(object), rows.astype(object), check_dtype=False)
+    first = (changed.root / "synthetic.parquet").read_bytes()
+    finish_sample(changed)
+    assert (changed.root / "synthetic.parquet").read_bytes() == first
+
+
+def test_released_rows_keep_the_rules_where_the_study_says_so(folder: RunFolder, tmp_path: Path) -> None:
+    changed = settled(folder, tmp_path, "enforce_rules = true\nminimum_share = {grade = 0.2}")
+    finish_sample(changed)
+    rows = pd.read_parquet(changed.root / "synthetic.parquet")
+    assert not breaking_rows(changed.study().schema, rows).any() and rows.grade.value_counts().min() >= 12
+    assert breaking_rows(changed.study().schema, sample(folder, tmp_path, 60)).any()
 
 
 def test_a_column_that_cannot_balance_is_refused(folder: RunFolder, tmp_path: Path) -> None:

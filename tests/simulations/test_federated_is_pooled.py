@@ -13,10 +13,12 @@ import pytest
 from small import small_table
 
 from cohortium.client.sources.base import read
+from cohortium.common.evaluation.assess import assess
 from cohortium.common.generators.base import Model
 from cohortium.common.privacy.entropy import SeededEntropy
 from cohortium.common.privacy.plan import Stage
 from cohortium.common.queries import AnyQuery, Gradient
+from cohortium.server import evaluate
 from cohortium.server.runs import RunFolder
 from cohortium.server.sampling import write_rows
 from cohortium.simulations.finish import finish
@@ -96,7 +98,14 @@ def test_rows_as_units_and_held_out_patients_too(simulate: Simulate, tmp_path: P
         out = simulate("iid:4", survivors=3, noise=False, unit=unit, evaluation=evaluation)
         reference, ask = pooled(out, tmp_path / "study" / "table.parquet")
         assert arrays(RunFolder(root=out).model()) == arrays(reference)
-        assert len(answers(out)) == len(ask.answers) + bool(evaluation)  # the evaluation is asked after the fit
+        folder = RunFolder(root=out)
+        if evaluation:  # asked after the fit: the same program over the same door
+            kept = evaluate.kept(folder)
+            task = evaluate.task_for(folder, folder.study(), folder.plan(), reference, ask, seed=SEED)
+            assert kept is not None and assess(task).to_json() == kept.to_json()
+            assert {s.kind for s in folder.plan().stages if s.part == "holdout"} > {"counts", "moments", "tallies"}
+        assert len(answers(out)) == len(ask.answers) == folder.plan().releases
+        assert all((a == b).all() for a, b in zip(answers(out), ask.answers, strict=True))
 
 
 def test_a_difference_in_one_cell_is_seen(simulate: Simulate, tmp_path: Path) -> None:

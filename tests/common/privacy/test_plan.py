@@ -14,10 +14,11 @@ import pytest
 from hospital import plan, schema, stage
 
 from cohortium.common.errors import ProtocolError, Refused, StudyError
+from cohortium.common.evaluation.phases import COLUMN_BINS, evaluation_phases
 from cohortium.common.generators.base import Phase
 from cohortium.common.privacy import accountant
 from cohortium.common.privacy.budget import WHOLE, Event, rate_of
-from cohortium.common.privacy.plan import EVALUATION_BINS, Plan, compile_plan
+from cohortium.common.privacy.plan import Plan, compile_plan
 from cohortium.common.protocol.messages import canonical
 from cohortium.common.study import Evaluation, GeneratorSpec, Privacy, Release, StrategySpec, Study
 
@@ -56,7 +57,9 @@ def study(**options: Any) -> Study:
 
 def compiled(noise: bool = True, phases: tuple[Phase, ...] = PHASES, sites: int = 4, **options: Any) -> Plan:
     names = [f"s{i}" for i in range(sites)]
-    return compile_plan(study(**options), sites=names, generator="mixture", phases=phases, noise=noise)
+    agreed = study(**options)
+    asked = evaluation_phases(agreed)
+    return compile_plan(agreed, sites=names, generator="mixture", phases=phases, evaluation=asked, noise=noise)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +102,17 @@ def test_being_in_two_hospitals_or_replaced_costs_more() -> None:
     assert made.price() < made.price(relation="replace-one")
     assert "2.000" in made.statement().sentence() or "1.99" in made.statement().sentence()
     totals = [(s.part, e) for s, e in made.cumulated()]
-    assert [p for p, _ in totals] == ["train"] * 3 + ["holdout"]
+    assert [p for p, _ in totals] == ["train"] * 3 + ["holdout"] * 4
     assert totals[0][1] < totals[1][1] < totals[2][1] == made.price()
+
+
+def test_held_out_patients_are_asked_exactly_where_the_study_says_so() -> None:
+    agreed, silent = study(), study(evaluation=None)
+    names = ["s0", "s1", "s2", "s3"]
+    with pytest.raises(ProtocolError, match="PLAN-HOLDOUT"):
+        compile_plan(agreed, sites=names, generator="mixture", phases=PHASES)
+    with pytest.raises(ProtocolError, match="PLAN-HOLDOUT"):
+        compile_plan(silent, sites=names, generator="mixture", phases=PHASES, evaluation=evaluation_phases(agreed))
 
 
 def test_local_steps_are_paid_one_by_one() -> None:
@@ -122,13 +134,14 @@ def test_without_noise_it_costs_infinitely_much() -> None:
 
 def test_every_release_has_an_index_and_belongs_to_one_stage() -> None:
     made = compiled()
-    assert made.releases == 23
-    assert [made.stage_of(i).name for i in range(23)] == ["bins", "pairs", *["train"] * 20, "evaluation"]
-    for wrong in (-1, 23, 10**9):
+    asked = [f"evaluation-{name}" for name in ("columns", "means", "correlations", "nearest")]
+    assert made.releases == 22 + len(asked)
+    assert [made.stage_of(i).name for i in range(made.releases)] == ["bins", "pairs", *["train"] * 20, *asked]
+    for wrong in (-1, made.releases, 10**9):
         with pytest.raises(ProtocolError, match="PLAN-INDEX"):
             made.stage_of(wrong)
-    held = made.stages[-1]
-    assert (held.part, held.kind, held.max_dim) == ("holdout", "counts", 3 + 4 + EVALUATION_BINS + 3)
+    held = made.stages[3]
+    assert (held.part, held.kind, held.max_dim) == ("holdout", "counts", 3 + 4 + COLUMN_BINS + 3)
 
 
 def test_shares_of_the_noise() -> None:
@@ -139,7 +152,7 @@ def test_shares_of_the_noise() -> None:
 def test_what_a_site_sends_is_bounded() -> None:
     made = compiled()
     assert made.bytes_per_site() >= 8 * (111 + 500 + 20 * 900)
-    assert made.exchanges() == 3 + 3 * 23 + 4  # keys of a round cost an exchange once a stage of gradients
+    assert made.exchanges() == 3 + 3 * 26 + 7  # keys of a round cost an exchange once a stage of gradients
 
 
 # ---- one JSON form ------------------------------------------------------------------------------------------

@@ -1,0 +1,103 @@
+"""The model of inference: it has the measured moments, of any columns, and does not shrink."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from known_effects import AGE, ARM, DEAD, STAGE, coded, formulas
+
+from cohortium.common.generators.base import Answer, Facts
+from cohortium.common.generators.measure import Measured, measure
+from cohortium.common.generators.mixture import Mixture
+from cohortium.common.generators.model import moments_of
+from cohortium.common.generators.unshrunk import fit_unshrunk, measure_unshrunk
+from cohortium.server.replicates import patients
+
+READ, GRIDS, SCHEMA = formulas()
+PEOPLE = coded(4000, seed=3)
+FACTS = Facts(
+    columns=tuple((c.kind, g.size, c.categorical) for c, g in zip(SCHEMA.modelled, GRIDS, strict=True)),
+    epsilon=1.0,
+    patients=4000,
+    sites=3,
+    mode="secure-sum",
+    target=DEAD,
+)
+PHASES = Mixture().phases(FACTS)
+
+
+def ask_of(codes: np.ndarray, sigma: float, rng: np.random.Generator) -> Any:
+    """Sums with Gaussian noise of `sigma` times a query's sensitivity."""
+
+    def ask(phase: str, query: Any) -> Answer:
+        values = query.contribution(patients(codes)).units * query.lattice
+        noise = sigma * query.sensitivity_l2
+        return Answer(values=values + noise * rng.standard_normal(len(values)), sigma=noise, sites=3)
+
+    return ask
+
+
+def measured(sigma: float, seed: int = 0) -> Measured:
+    ask = ask_of(PEOPLE, sigma, np.random.default_rng(seed))
+    return measure_unshrunk(ask, grids=GRIDS, facts=FACTS, phases=PHASES)
+
+
+def test_the_model_has_the_moments_that_were_measured() -> None:
+    found = measured(0.0)
+    columns = [AGE, ARM, DEAD]
+    model = fit_unshrunk(found, columns, seed=1)
+    ones, gram = moments_of(model.weights, model.tables, model.targets.features)
+    for mine, column in zip(ones, columns, strict=True):
+        assert np.abs(mine - found.one_way[column]).max() < 0.004
+    wanted = model.targets.gram
+    assert np.linalg.norm(gram - wanted) < 0.1 * np.linalg.norm(wanted)
+
+
+def test_columns_come_in_the_order_asked() -> None:
+    found = measured(0.0)
+    there = fit_unshrunk(found, [DEAD, AGE], seed=1)
+    assert [b.size for b in there.bins] == [found.bins[DEAD].size, found.bins[AGE].size]
+    start = found.ends
+    block = found.gram[start[DEAD] : start[DEAD + 1], start[AGE] : start[AGE + 1]]
+    wide = found.features[DEAD].shape[1]
+    assert np.array_equal(there.targets.gram[:wide, wide:], block)
+
+
+def test_the_analysis_of_its_rows_is_that_of_the_people() -> None:
+    """Without noise: within a fifth of the effect, the price of features of ranks (and what replays undo)."""
+    one = READ.logistic("dead ~ age + arm")
+    chosen = [AGE, ARM, DEAD]
+    codes = np.zeros((8192, 7), dtype=np.int32)
+    codes[:, chosen] = fit_unshrunk(measured(0.0), chosen, seed=1).sample(8192, seed=1)
+    assert one.fit(codes).values == pytest.approx(one.fit(PEOPLE).values, rel=0.2)
+
+
+def test_noise_does_not_make_dependence_smaller() -> None:
+    """Squared size of the block of age and death, less what noise adds to it: the people's own, on average over the
+    noise; of the shrunk matrix it is less. 4 standard errors."""
+
+    def energy(found: Measured, *, noise: float) -> float:
+        ends = found.ends
+        block = found.gram[ends[AGE] : ends[AGE + 1], ends[DEAD] : ends[DEAD + 1]]
+        return float((block**2).sum() - block.size * noise**2)
+
+    exact = energy(measured(0.0), noise=0.0)
+    drawn, shrunk = [], []
+    for seed in range(25):
+        found = measured(8.0, seed)
+        drawn.append(energy(found, noise=found.gram_sd))
+        ask = ask_of(PEOPLE, 8.0, np.random.default_rng(seed))
+        shrunk.append(energy(measure(ask, grids=GRIDS, facts=FACTS, phases=PHASES), noise=0.0))
+    error = np.std(drawn, ddof=1) / 5
+    # Bins, and with them features, move with the noise: some percent of the value.
+    assert abs(np.mean(drawn) - exact) < 4 * error + 0.05 * exact
+    assert np.mean(shrunk) < 0.9 * exact
+    assert error < 0.1 * exact
+
+
+def test_the_same_seed_gives_the_same_model() -> None:
+    found = measured(5.0)
+    one, two, other = (fit_unshrunk(found, [AGE, STAGE], seed=s) for s in (1, 1, 2))
+    assert np.array_equal(one.weights, two.weights) and not np.array_equal(one.weights, other.weights)
