@@ -233,9 +233,10 @@ def _attack(found: NamedFigure) -> Forest:
         unit="probability",
         rows=(Effect(label=found.label, figure=found.figure),),
         line=CHANCE,
+        line_name="chance",
         name="attack",
-        caption="Whoever calls the nearer of a training and a held-out patient the training one is right so often; "
-        "the line is a coin. From noised histograms of both.",
+        caption="Whoever calls the nearer of a training and a held-out patient the training one is right so often. "
+        "From noised histograms of both.",
     )
 
 

@@ -416,7 +416,7 @@ def _group_forests(name: str, found: Subgroups) -> list[Forest]:
             unit="share",
             rows=tuple(Effect(label=group.name, figure=group.rates[rate]) for group in found.groups),
             line=found.overall[rate].value,
-            caption="The line is everybody.",
+            line_name="everybody",
         )
         for rate in RATES_DRAWN
     ]

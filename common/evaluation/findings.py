@@ -76,12 +76,14 @@ class Effect:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forest:
-    """Estimates with intervals, one below the other. line: the value of "no effect"; name and beside_name: legends."""
+    """Estimates with intervals, one below the other. line: a value to compare with, called line_name (no effect,
+    everybody, chance); name and beside_name: what the two marks of a row are."""
 
     title: str
     unit: str
     rows: tuple[Effect, ...]
     line: float | None = None
+    line_name: str = "no effect"
     name: str = "held-out patients"
     beside_name: str = "synthetic rows"
     caption: str = ""

@@ -327,14 +327,14 @@ class _Worlds:
         weights [columns, grid]: from which each column's τ is drawn; common: then one factor a world stretches all.
         """
         stretch = np.exp(rng.uniform(-1.6, 1.6, size=(draws, 1))) if common else np.ones((draws, 1))
-        luck = np.sqrt(rng.uniform(0.2, 1.0, size=(draws, 1)))  # a held-out sample may lie closer than expected
+        # A held-out sample may lie closer than expected; that of many columns together hardly.
+        luck = np.sqrt(rng.uniform(0.7, 1.3, size=(draws, 1)) if common else rng.uniform(0.2, 1.0, size=(draws, 1)))
         sparse = rng.random((draws, 1)) < 0.5
         truth = np.empty((draws, len(self.q)))
         for c, q in enumerate(self.shares):
             tau = TAU[rng.choice(len(TAU), size=draws, p=weights[c])][:, None] * stretch
-            # Together: columns are far more unlike in some worlds than in others.
-            uneven = sparse * rng.standard_normal((draws, 1)) if common else rng.uniform(-0.5, 0.5, size=(draws, 1))
-            tau = tau * np.exp(uneven)
+            if not common:
+                tau = tau * np.exp(rng.uniform(-0.5, 0.5, size=(draws, 1)))
             sampling, misfit, _ = self._variances(c)
             normals = rng.standard_normal((draws, len(q)))
             # In some worlds the misfit is spread over all cells, in others few cells have most of it.

@@ -31,7 +31,7 @@ KEYS = {
     "dot": "figure and 95 % interval",
     HELD_OUT: "held-out patients, noised, with 95 % interval",
     SYNTHETIC: "synthetic rows",
-    FRESH: "a fresh real sample of that size",
+    FRESH: "reference (what it is, says the table)",
     EXACT: "exact, simulation only",
 }
 TITLES = {
@@ -259,7 +259,8 @@ def _forest(ids: Identifiers, forest: Forest) -> list[Drawn]:
     beside = any(r.beside is not None for r in forest.rows)
     legend = [(HELD_OUT, f"{forest.name}, 95 % interval")]
     legend += [(SYNTHETIC, f"{forest.beside_name}, 95 % interval")] if beside else []
-    legend += [("limit", f"no effect: {forest.line:g}".replace("-", "−"))] if forest.line is not None else []
+    if forest.line is not None:
+        legend.append(("limit", f"{forest.line_name}: {number(forest.line)}".replace("-", "−")))
     legend += [(FRESH, KEYS[FRESH])] if any(f.reference is not None for f in known) else []
     exact = any(r.exact is not None for r in forest.rows)
     legend += [(EXACT, KEYS[EXACT])] if exact else []

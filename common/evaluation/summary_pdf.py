@@ -167,7 +167,7 @@ def _figures(sheet: Sheet, rows: Sequence[Row], y: float, fits: int) -> None:
         return
     exact = any(r.exact is not None for r in rows)
     places = (LEFT, LEFT + 330, LEFT + 455, RIGHT) if exact else (LEFT, LEFT + 365, RIGHT)
-    head = ("Figure", "Value (95 % interval)", "Fresh real sample", *(("Exact",) if exact else ()))
+    head = ("Figure", "Value (95 % interval)", "Reference", *(("Exact",) if exact else ()))
     shown = rows if len(rows) <= fits else rows[: max(fits - 1, 0)]
     with sheet.group("Table"):
         for n, cells in enumerate([head, *(_cells(r, exact) for r in shown)]):

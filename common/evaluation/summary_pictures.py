@@ -229,7 +229,7 @@ def dots(sheet: Sheet, box: Box, title: str, rows: Sequence[Row]) -> None:
         sheet.text(
             box.x + 8,
             box.y + box.height - 6,
-            "Upright: a fresh real sample. Cross: exact, simulation only.",
+            "Upright: reference. Cross: exact, simulation only.",
             size=6.5,
             colour=SOFT,
             room=box.width - 16,

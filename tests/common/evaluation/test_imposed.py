@@ -37,17 +37,33 @@ def test_the_share_of_outcomes_and_the_censoring_stay(drawn: np.ndarray) -> None
 
     assert share(drawn) == pytest.approx(share(POPULATION), abs=0.012)
 
-    def censored_later(codes: np.ndarray, month: float) -> float:
-        """Kaplan–Meier of the censoring, by its product over the distinct times."""
-        time, event = number_of_code(GRIDS[TIME])[codes[:, TIME]], codes[:, EVENT] == 1
-        times, at = np.unique(time, return_inverse=True)
-        leaving, events = np.bincount(at), np.bincount(at, weights=event)
-        present = np.cumsum(leaving[::-1])[::-1] - events
-        kept = np.cumprod(1 - (leaving - events) / np.maximum(present, 1))
-        return float(kept[np.searchsorted(times, month, side="right") - 1])
-
     for month in (10.0, 20.0, 35.0):
-        assert censored_later(drawn, month) == pytest.approx(censored_later(POPULATION, month), abs=0.02)
+        assert watched(drawn, month) == pytest.approx(watched(POPULATION, month), abs=0.02)
+
+
+def watched(codes: np.ndarray, month: float) -> float:
+    """Kaplan–Meier of the censoring at a month: who has an event in it is gone before."""
+    time, event = number_of_code(GRIDS[TIME])[codes[:, TIME]], codes[:, EVENT] == 1
+    times, at = np.unique(time, return_inverse=True)
+    leaving, events = np.bincount(at), np.bincount(at, weights=event)
+    present = np.cumsum(leaving[::-1])[::-1] - events
+    kept = np.cumprod(1 - (leaving - events) / np.maximum(present, 1))
+    return float(kept[np.searchsorted(times, month, side="right") - 1])
+
+
+def test_times_that_many_share_stay_as_they_were() -> None:
+    """At the population's own coefficients a tied population comes back: shares of events, and who was watched."""
+    tied = POPULATION.copy()
+    number = number_of_code(GRIDS[TIME])
+    decade = np.minimum(np.floor(number[tied[:, TIME]] / 10) * 10 + 5, 35)
+    tied[:, TIME] = np.searchsorted(number[:-1], decade - 1e-6)
+    codes = World.of(tied, (SURVIVAL,)).draw(60_000, (SURVIVAL.fit(tied).values,), np.random.default_rng(2))
+    for month in (5.0, 15.0, 25.0):
+        assert watched(codes, month) == pytest.approx(watched(tied, month), abs=0.015)
+        at = [rows[np.isclose(number[rows[:, TIME]], month, atol=0.11)] for rows in (codes, tied)]
+        happened = [float((rows[:, EVENT] == 1).mean()) for rows in at]
+        # Breslow's hazard h is spent continuously: 1 − exp(−h) of those at risk, a little less than h at large steps.
+        assert happened[0] == pytest.approx(happened[1], abs=0.08)
 
 
 def test_all_but_the_outcomes_is_the_population_as_it_is(drawn: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Groups, rare categories and distances from noised counts: exact without noise, covered with it."""
+"""Groups from noised counts: exact without noise, covered with it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from cohortium.common.evaluation.nearness import nearness
-from cohortium.common.evaluation.rarity import rare_recall
 from cohortium.common.evaluation.subgroups import RATES, subgroups
 
 NAMES = ["women", "men", "unknown"]
@@ -85,55 +83,3 @@ def test_a_twin_without_noise_speaks_of_the_same_groups() -> None:
     assert (
         subgroups(names=NAMES, counts=noised, sigma=10.0, synthetic=made).gaps["prevalence"].figure.how[:6] == "2 of 3"
     )
-
-
-def test_recall_of_rare_levels_by_band() -> None:
-    held = [np.array([700.0, 250, 40, 6, 4]), np.array([990.0, 10])]
-    made = [np.array([720.0, 240, 40, 0, 0]), np.array([995.0, 5])]
-    frequencies = [h / 1000 for h in held]
-    bands = rare_recall(counts=held, sigma=0.0, synthetic=made, frequencies=frequencies)
-    assert [b.levels for b in bands] == [0, 2, 2, 0, 3]
-    assert bands[1].recall.value == 0.0 and bands[1].levels_present == 0
-    assert bands[2].recall.value == 1.0
-    assert bands[0].recall.value is None
-    assert sum(b.held_out.value or 0.0 for b in bands) == pytest.approx(1.0, abs=1e-12)
-    unbanded = rare_recall(counts=held, sigma=0.0, synthetic=made)
-    assert unbanded[0].levels == 2 and unbanded[0].held_out.value == pytest.approx(0.005)
-    rng, hits = np.random.default_rng(2), []
-    for _ in range(500):
-        noised = [h + 5 * rng.standard_normal(len(h)) for h in held]
-        band = rare_recall(counts=noised, sigma=5.0, synthetic=made, frequencies=frequencies)[4]
-        hits.append(band.held_out.low <= bands[4].held_out.value <= band.held_out.high)
-    assert 0.92 < np.mean(hits) < 0.98
-    with pytest.raises(ValueError):
-        rare_recall(counts=held, sigma=1.0, synthetic=made[:1])
-
-
-def test_distances_median_and_repetition() -> None:
-    edges = np.array([0.05, 0.1, 0.15, 0.2])
-    held, near = np.array([50.0, 150, 400, 300, 100]), np.array([300.0, 250, 250, 150, 50])
-    got = nearness(counts=held, sigma=0.0, edges=edges, synthetic=held, training=near)
-    assert got.median.figure.value == pytest.approx(0.1 + 0.05 * 300 / 400, abs=1e-12)
-    assert got.difference.figure.value == pytest.approx(0.0, abs=1e-12)
-    distances = np.concatenate([np.repeat(range(5), h.astype(int)) for h in (near, held)])
-    labels, scores = np.repeat([1, 0], [1000, 1000]), -distances
-    assert got.training is not None
-    assert got.training.figure.value == pytest.approx(metrics.roc_auc_score(labels, scores), abs=1e-12)
-    rng, median, repeated = np.random.default_rng(3), [], []
-    for _ in range(150):
-        noised = nearness(
-            counts=held + 15 * rng.standard_normal(5),
-            sigma=15.0,
-            edges=edges,
-            synthetic=held,
-            training=near + 15 * rng.standard_normal(5),
-            training_sigma=15.0,
-            draws=200,
-        )
-        assert noised.training is not None
-        median.append(noised.median.figure.low <= got.median.figure.value <= noised.median.figure.high)
-        mine = noised.training.figure
-        repeated.append(mine.low <= got.training.figure.value <= mine.high)
-    assert np.mean(median) > 0.92 and 0.9 < np.mean(repeated) < 0.995
-    with pytest.raises(ValueError):
-        nearness(counts=held, sigma=1.0, edges=edges[::-1], synthetic=held)
