@@ -279,12 +279,12 @@ class _Cache:
     def read(self, pack: Sequence[Estimand]) -> list[Play]:
         """Those of an earlier call, up to a line that a crash cut short; what comes after it is dropped."""
         path, about = self._path(pack)
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         out: list[Play] = []
         try:
             for at, line in enumerate(lines):
                 entry = json.loads(line)
-                if not line.endswith("\n") or (at == 0) != ("format" in entry):
+                if (at == 0) != ("format" in entry):
                     break
                 if at:
                     out.append(_play(entry, pack))

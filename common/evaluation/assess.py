@@ -29,7 +29,8 @@ PATIENTS_GUESSED = 10_000
 
 def assess(task: Task, *, progress: Callable[[str], None] = lambda _: None) -> Findings:
     """Everything that the plan asks of held-out patients. Figures that noise swamps say so."""
-    assert task.study.evaluation is not None
+    evaluation = task.study.evaluation
+    assert evaluation is not None
     progress("columns")
     try:
         counted = columns.ask_columns(task)
@@ -54,13 +55,13 @@ def assess(task: Task, *, progress: Callable[[str], None] = lambda _: None) -> F
     progress("distances")
     sections.append(_told("nearness", "Distance to the nearest synthetic row", lambda: columns.nearest(task, counted)))
     found = tuple(section for section in sections if section is not None)
-    tiles, headline = verdicts(found, task.study.evaluation)
+    tiles, headline = verdicts(found, evaluation)
     return Findings(
         sections=found,
         verdicts=tiles,
         headline=headline,
         patients=max(counted.patients, 0.0),
-        epsilon=task.study.evaluation.epsilon,
+        epsilon=evaluation.epsilon,
         planned_for=task.patients,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import pairwise
 
 import numpy as np
@@ -245,17 +246,18 @@ def associations(task: Task, counted: Counted) -> Section | None:
     phase = "evaluation-correlations"
     if not task.planned(phase):
         return None
-    about = {
-        "key": "associations",
-        "title": "Associations",
-        "intro": "Correlations of ranks (by the synthetic distribution): held-out patients against synthetic rows.",
-    }
+    section = functools.partial(
+        Section,
+        key="associations",
+        title="Associations",
+        intro="Correlations of ranks (by the synthetic distribution): held-out patients against synthetic rows.",
+    )
     if not counted.stands_out:
-        return Section(**about, notes=("Correlations were not asked for: there are too few patients for the noise.",))
+        return section(notes=("Correlations were not asked for: there are too few patients for the noise.",))
     try:
         ranks = rank_scores(counted.bins, task.codes)
     except ValueError as reason:
-        return Section(**about, notes=(f"Correlations cannot be assessed: {reason}.",))
+        return section(notes=(f"Correlations cannot be assessed: {reason}.",))
     answer = task.ask(phase, Moments(features=ranks.features, bound_sq=ranks.bound_sq, part="holdout"))
     chosen = ranks.columns
     names = [task.names[c] for c in chosen]
@@ -275,7 +277,7 @@ def associations(task: Task, counted: Counted) -> Section | None:
             seed=task.seed,
         )
     except ValueError as reason:
-        return Section(**about, notes=(f"Correlations cannot be assessed: {reason}.",))
+        return section(notes=(f"Correlations cannot be assessed: {reason}.",))
     spread = axes(found)
     findings = [
         Finding(key="correlation_similarity", named=found.similarity),
@@ -284,8 +286,7 @@ def associations(task: Task, counted: Counted) -> Section | None:
         *(finding(f"axis.{a + 1}", f"Variance on axis {a + 1}", f) for a, f in enumerate(spread.real)),
     ]
     equivalent = sum(pair.equivalence.equivalent for pair in found.pairs)
-    return Section(
-        **about,
+    return section(
         findings=tuple(findings),
         maps=(_map(found, task.drawn(MAP_COLUMNS)),),
         notes=(
@@ -363,20 +364,21 @@ def nearest(task: Task, counted: Counted) -> Section | None:
     rows = max(min(NEAREST_ROWS, min(NEAREST_WORK, MAX_WORK // 2) // p, len(task.codes) // 2), 1)
     order = np.random.default_rng([task.seed, 13]).permutation(len(task.codes))
     binned = coarse(task.codes, counted.bins).astype(np.int32)
-    program = {
-        "columns": tuple(range(p)),
-        "maps": tuple(b.map.astype(np.int32) for b in counted.bins),
-        "ordinal": tuple(b.ordered for b in counted.bins),
-        "sizes": tuple(b.size for b in counted.bins),
-        "rows": np.ascontiguousarray(binned[order[:rows]]),
-    }
+    program = functools.partial(
+        Nearest,
+        columns=tuple(range(p)),
+        maps=tuple(b.map.astype(np.int32) for b in counted.bins),
+        ordinal=tuple(b.ordered for b in counted.bins),
+        sizes=tuple(b.size for b in counted.bins),
+        rows=np.ascontiguousarray(binned[order[:rows]]),
+    )
     others = task.codes[order[rows : rows + 4000]]
-    distances = Nearest(**program, edges=np.array([0.5])).distance(others)
+    distances = program(edges=np.array([0.5])).distance(others)
     edges = np.unique(np.quantile(distances, np.arange(1, NEAREST_BINS) / NEAREST_BINS))
     edges = edges[edges > 0]
     if len(edges) < 2:
         return None
-    asked = Nearest(**program, edges=edges)
+    asked = program(edges=edges)
     answer = task.ask(phase, Tallies(derived=(asked,), part="holdout"))
     training = None
     notes: tuple[str, ...] = ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from cohortium.common.derived import Joint, Scored
@@ -13,7 +15,7 @@ from cohortium.common.evaluation.coded import Arms, TimeToEvent, label_of_code, 
 from cohortium.common.evaluation.discrimination import FIGURES, Curve, discrimination
 from cohortium.common.evaluation.findings import CountRow, Curves, Effect, Finding, Forest, Line, Section
 from cohortium.common.evaluation.intervals import choose_intervals
-from cohortium.common.evaluation.phases import analyses_of, predictable
+from cohortium.common.evaluation.phases import analyses_of, followed, predictable
 from cohortium.common.evaluation.prediction import Predictor, train_predictor
 from cohortium.common.evaluation.regression import CannotFit
 from cohortium.common.evaluation.replication import Replication, replicate
@@ -47,7 +49,12 @@ def train(task: Task) -> Predictor | str:
         return "The study names no target to predict."
     if not predictable(study):
         return f"The target {study.target} has no short list of values."
-    features = [c for c, column in enumerate(task.columns) if column.kind not in ("date", "datetime")]
+    after = followed(study)  # a time to the outcome tells it
+    features = [
+        c
+        for c, column in enumerate(task.columns)
+        if column.kind not in ("date", "datetime") and column.name not in after
+    ]
     try:
         return train_predictor(
             codes=task.codes,
@@ -66,16 +73,17 @@ def train(task: Task) -> Predictor | str:
 
 def prediction(task: Task, model: Predictor | str) -> Section:
     """A model trained on synthetic rows, judged on held-out patients."""
-    about = {"key": "prediction", "title": f"Prediction of {task.study.target}" if task.study.target else "Prediction"}
+    section = functools.partial(
+        Section, key="prediction", title=f"Prediction of {task.study.target}" if task.study.target else "Prediction"
+    )
     if isinstance(model, str):
-        return Section(**about, intro="Train on synthetic rows, test on held-out patients.", notes=(model,))
+        return section(intro="Train on synthetic rows, test on held-out patients.", notes=(model,))
     answer = task.ask("evaluation-scores", Tallies(derived=model.derived, part="holdout"))
     found = discrimination(predictor=model, values=answer.values, sigma=answer.sigma, seed=task.seed)
     curves: list[Curves] = []
     for curve in found.curves[:LEVELS_DRAWN]:
         curves += _curves(curve, several=len(model.levels) > 1)
-    return Section(
-        **about,
+    return section(
         intro="A model trained on synthetic rows, judged on held-out patients by noised counts of its scores. Its "
         "threshold was fixed on synthetic rows; the reference is what it scores on fresh synthetic patients.",
         findings=tuple(finding(key, LABELS[key], found.figures[key]) for key in FIGURES),
@@ -156,26 +164,25 @@ def survival(task: Task, counted: Counted) -> Section | None:
     if not task.planned(phase) or spec is None:
         return None
     intro = f"Time {spec.time} to {spec.event} = {spec.level}: curves from noised counts of events and censorings."
-    about = {"key": "survival", "title": "Survival", "intro": intro}
+    section = functools.partial(Section, key="survival", title="Survival", intro=intro)
     if not counted.stands_out:
-        return Section(**about, notes=("Survival was not asked for: there are too few patients for the noise.",))
+        return section(notes=("Survival was not asked for: there are too few patients for the noise.",))
     outcome = _outcome(task, spec)
     notes: list[str] = []
     try:
         intervals = choose_intervals(outcome, task.codes)
     except ValueError as reason:
         if outcome.arms is None:
-            return Section(**about, notes=(f"Survival cannot be assessed: {reason}.",))
+            return section(notes=(f"Survival cannot be assessed: {reason}.",))
         notes.append(f"Arms are not compared: {reason}.")
         outcome = TimeToEvent(time=outcome.time, event=outcome.event, unit=outcome.unit)
         try:
             intervals = choose_intervals(outcome, task.codes)
         except ValueError as second:
-            return Section(**about, notes=(f"Survival cannot be assessed: {second}.",))
+            return section(notes=(f"Survival cannot be assessed: {second}.",))
     answer = task.ask(phase, intervals.query)
     found = curves_of.survival(intervals=intervals, values=answer.values, sigma=answer.sigma, seed=task.seed)
-    return Section(
-        **about,
+    return section(
         findings=tuple(Finding(key=key, named=named) for key, named in found.figures.items()),
         curves=tuple(_kaplan_meier(c, found) for c in found.curves),
         notes=tuple(notes)
@@ -247,14 +254,15 @@ def replication(task: Task, counted: Counted) -> Section | None:
     ]
     if not specs:
         return None
-    about = {
-        "key": "replication",
-        "title": "Replication of analyses",
-        "intro": "Would an analyst of the synthetic table come to the same conclusions? Each regression is fitted on "
+    section = functools.partial(
+        Section,
+        key="replication",
+        title="Replication of analyses",
+        intro="Would an analyst of the synthetic table come to the same conclusions? Each regression is fitted on "
         "synthetic rows and corrected in one step by the noised score vectors of held-out patients.",
-    }
+    )
     if not counted.stands_out:
-        return Section(**about, notes=("Analyses were not asked for: there are too few patients for the noise.",))
+        return section(notes=("Analyses were not asked for: there are too few patients for the noise.",))
     findings: list[Finding] = []
     forests: list[Forest] = []
     notes: list[str] = []
@@ -268,7 +276,7 @@ def replication(task: Task, counted: Counted) -> Section | None:
             label = f"{spec.name}: {named.label[0].lower()}{named.label[1:]}"
             findings.append(finding(f"{phase.removeprefix('evaluation-')}.{key}", label, named.figure))
         forests.append(_forest(found))
-    return Section(**about, findings=tuple(findings), forests=tuple(forests), notes=tuple(notes))
+    return section(findings=tuple(findings), forests=tuple(forests), notes=tuple(notes))
 
 
 def _replicated(task: Task, counted: Counted, phase: str, spec: AnalysisSpec) -> Replication:
@@ -326,18 +334,21 @@ def groups(task: Task, counted: Counted, model: Predictor | str) -> Section | No
     columns = groups_of(task.study.evaluation, task.study.schema)
     if not columns or not task.planned(phase):
         return None
-    about = {
-        "key": "fairness",
-        "title": "Groups",
-        "intro": "Who is in the table, and for whom does a model trained on it err? By group, on held-out patients.",
-    }
+    section = functools.partial(
+        Section,
+        key="fairness",
+        title="Groups",
+        intro="Who is in the table, and for whom does a model trained on it err? By group, on held-out patients.",
+    )
     if isinstance(model, str):
-        return Section(**about, notes=(f"Error rates by group cannot be assessed: {model}",))
+        return section(notes=(f"Error rates by group cannot be assessed: {model}",))
     if not counted.stands_out:
-        return Section(**about, notes=("Groups were not asked for: there are too few patients for the noise.",))
+        return section(notes=("Groups were not asked for: there are too few patients for the noise.",))
     chosen = [task.index(column.name) for column in columns if column.name != task.study.target]
     asked = [_crossed(task, model, c) for c in chosen]
     answer = task.ask(phase, Tallies(derived=tuple(asked), part="holdout"))
+    # The exact twin compares the groups that stand out of the planned noise, as the private side does.
+    planned = task.noise[phase] * float(np.sqrt(len(asked)))
     findings: list[Finding] = []
     forests: list[Forest] = []
     at = 0
@@ -350,12 +361,13 @@ def groups(task: Task, counted: Counted, model: Predictor | str) -> Section | No
         made = np.bincount(derived.assign(task.codes), minlength=derived.bins).astype(float).reshape(shape)
         if grid.required:
             names, counts, made = names[:-1], counts[:-1], made[:-1]
-        found = subgroups(names=names, counts=counts, sigma=answer.sigma, synthetic=made, seed=task.seed)
+        found = subgroups(
+            names=names, counts=counts, sigma=answer.sigma, synthetic=made, seed=task.seed, planned_sigma=planned
+        )
         findings += _group_findings(task.names[c], found)
         forests += _group_forests(task.names[c], found)
     level = model.levels[0].label
-    return Section(
-        **about,
+    return section(
         findings=tuple(findings),
         forests=tuple(forests),
         notes=(f"Rates are those of the model for {model.target} {level}, at its threshold.",),

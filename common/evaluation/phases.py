@@ -192,9 +192,8 @@ def analyses_of(study: Study) -> tuple[AnalysisSpec, ...]:
     values = () if not predictable(study) else few_values(_target(study)) or ()
     if len(values) != 2:
         return ()
-    curve = survival_of(study.evaluation, study.schema)
-    # Neither dates nor long lists of levels, nor what happens after the outcome: a time to it.
-    after = set() if curve is None else {curve.time, curve.event}
+    # Neither dates nor long lists of levels, nor what follows the outcome.
+    after = followed(study)
     terms = [
         c.name
         for c in study.schema.modelled
@@ -208,6 +207,15 @@ def analyses_of(study: Study) -> tuple[AnalysisSpec, ...]:
         return ()
     name = f"{study.target} by {len(terms)} columns"
     return (AnalysisSpec(name=name, model="logistic", terms=tuple(terms), outcome=study.target, level=values[-1]),)
+
+
+def followed(study: Study) -> frozenset[str]:
+    """Columns that are known with the target and not before it: its survival time, where the target is the event."""
+    assert study.evaluation is not None
+    curve = survival_of(study.evaluation, study.schema)
+    if curve is None or study.target not in (curve.event, curve.time):
+        return frozenset()
+    return frozenset({curve.time, curve.event})
 
 
 def _target(study: Study) -> Column:

@@ -74,56 +74,74 @@ def _of_columns(measured: Measured, columns: Sequence[int]) -> Measured:
 
 
 def _fit(measured: Measured, rng: np.random.Generator) -> tuple[Floats, tuple[Floats, ...]]:
-    """(weights [K], tables per column [K, bins]) by Adam: squared gaps of one-ways and Gram matrix over their noise.
-
-    All columns' bins lie side by side, [K, cells], their features on a block diagonal, [cells, Σk].
-    """
-    sizes = [len(p) for p in measured.one_way]
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    column = np.repeat(np.arange(len(sizes)), sizes)
-    ends = measured.ends
-    features = np.zeros((len(column), ends[-1]))
-    off = np.ones_like(measured.gram)
-    for start, size, table, a, b in zip(starts, sizes, measured.features, ends[:-1], ends[1:], strict=True):
-        features[start : start + size, a:b] = table
-        off[a:b, a:b] = 0.0
-    wanted = np.concatenate(measured.one_way)
-    weight = 1.0 / (np.concatenate(measured.one_way_sd) ** 2 + 0.05 / measured.total)
-    gram_weight = 1.0 / (measured.gram_sd**2 + 0.5 / measured.total)
-    width = int(ends[-1])
-    theta = np.concatenate([np.log(wanted + 1e-6), _start(measured, rng).ravel(), np.zeros(COMPONENTS)])
-    cut = len(wanted), len(wanted) + COMPONENTS * width
+    """(weights [K], tables per column [K, bins]) by Adam."""
+    gap = Gap(measured)
+    theta = np.concatenate([np.log(gap.wanted + 1e-6), _start(measured, rng).ravel(), np.zeros(COMPONENTS)])
     first, second = np.zeros_like(theta), np.zeros_like(theta)
-
-    def unfold(theta: Floats) -> tuple[Floats, Floats]:
-        """(weights [K], tables [K, cells])."""
-        logits = theta[: cut[0]] + theta[cut[0] : cut[1]].reshape(COMPONENTS, width) @ features.T
-        logits -= np.maximum.reduceat(logits, starts, axis=1)[:, column]
-        tables = np.exp(logits)
-        tables /= np.add.reduceat(tables, starts, axis=1)[:, column]
-        mix = np.exp(theta[cut[1] :] - theta[cut[1] :].max())
-        return mix / mix.sum(), tables
-
     for step in range(STEPS):
-        w, tables = unfold(theta)
-        means = tables @ features
-        ones_pull = 2.0 * weight * (w @ tables - wanted)
-        gram_pull = gram_weight * off * (means.T @ (means * w[:, None]) - measured.gram)
-        pulled = means @ gram_pull
-        to_tables = w[:, None] * (ones_pull + 2.0 * pulled @ features.T)
-        to_logits = tables * to_tables
-        to_logits -= tables * np.add.reduceat(to_logits, starts, axis=1)[:, column]
-        to_weights = tables @ ones_pull + (pulled * means).sum(axis=1)
-        gradient = np.concatenate(
-            [to_logits.sum(axis=0), (to_logits @ features).ravel(), w * (to_weights - w @ to_weights)]
-        )
+        gradient = gap.gradient(theta)
         first = MOMENTUM * first + (1 - MOMENTUM) * gradient
         second = SCALE * second + (1 - SCALE) * gradient**2
         rate = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS)) + 1e-3
         debias = math.sqrt(1 - SCALE ** (step + 1)) / (1 - MOMENTUM ** (step + 1))
         theta = theta - rate * debias * first / (np.sqrt(second) + 1e-8)
-    w, tables = unfold(theta)
-    return w, tuple(np.split(tables, starts[1:], axis=1))
+    w, tables = gap.unfold(theta)
+    return w, tuple(np.split(tables, gap.starts[1:], axis=1))
+
+
+class Gap:
+    """What a model's moments miss of the measured ones: squared gaps of one-ways and Gram matrix over their noise.
+
+    All columns' bins lie side by side, [K, cells], their features on a block diagonal, [cells, Σk]. theta: base logits
+    [cells], tilts [K, Σk], logits of the weights [K], one after the other.
+    """
+
+    def __init__(self, measured: Measured) -> None:
+        sizes = [len(p) for p in measured.one_way]
+        self.starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        self._column = np.repeat(np.arange(len(sizes)), sizes)
+        ends = measured.ends
+        self._features = np.zeros((len(self._column), ends[-1]))
+        off = np.ones_like(measured.gram)
+        for start, size, table, a, b in zip(self.starts, sizes, measured.features, ends[:-1], ends[1:], strict=True):
+            self._features[start : start + size, a:b] = table
+            off[a:b, a:b] = 0.0
+        self.wanted = np.concatenate(measured.one_way)
+        self._weight = 1.0 / (np.concatenate(measured.one_way_sd) ** 2 + 0.05 / measured.total)
+        self._gram = measured.gram
+        self._gram_weight = off / (measured.gram_sd**2 + 0.5 / measured.total)
+        self._cut = len(self.wanted), len(self.wanted) + COMPONENTS * int(ends[-1])
+
+    def unfold(self, theta: Floats) -> tuple[Floats, Floats]:
+        """(weights [K], tables [K, cells])."""
+        tilts = theta[self._cut[0] : self._cut[1]].reshape(COMPONENTS, -1)
+        logits = theta[: self._cut[0]] + tilts @ self._features.T
+        logits -= np.maximum.reduceat(logits, self.starts, axis=1)[:, self._column]
+        tables = np.exp(logits)
+        tables /= np.add.reduceat(tables, self.starts, axis=1)[:, self._column]
+        mix = np.exp(theta[self._cut[1] :] - theta[self._cut[1] :].max())
+        return mix / mix.sum(), tables
+
+    def loss(self, theta: Floats) -> float:
+        w, tables = self.unfold(theta)
+        means = tables @ self._features
+        ones, gram = w @ tables - self.wanted, means.T @ (means * w[:, None]) - self._gram
+        return float((self._weight * ones**2).sum() + 0.5 * (self._gram_weight * gram**2).sum())
+
+    def gradient(self, theta: Floats) -> Floats:
+        """Of `loss`, as theta."""
+        w, tables = self.unfold(theta)
+        means = tables @ self._features
+        ones_pull = 2.0 * self._weight * (w @ tables - self.wanted)
+        gram_pull = self._gram_weight * (means.T @ (means * w[:, None]) - self._gram)
+        pulled = means @ gram_pull
+        to_tables = w[:, None] * (ones_pull + 2.0 * pulled @ self._features.T)
+        to_logits = tables * to_tables
+        to_logits -= tables * np.add.reduceat(to_logits, self.starts, axis=1)[:, self._column]
+        to_weights = tables @ ones_pull + (pulled * means).sum(axis=1)
+        return np.concatenate(
+            [to_logits.sum(axis=0), (to_logits @ self._features).ravel(), w * (to_weights - w @ to_weights)]
+        )
 
 
 def _start(measured: Measured, rng: np.random.Generator) -> Floats:

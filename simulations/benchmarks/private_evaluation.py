@@ -123,19 +123,19 @@ def summary(runs: list[dict[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
         for key, figure in figures.items():
             if figure["exact"] is not None:
                 kinds.setdefault(key if "." not in key else key.split(".")[0] + ".*", []).append(figure)
-    for kind, figures in kinds.items():
-        known = [f for f in figures if f["value"] is not None]
+    for kind, some in kinds.items():
+        known = [f for f in some if f["value"] is not None]
         errors = np.array([abs(f["value"] - f["exact"]) for f in known])
         held = [f["low"] - 1e-9 <= f["exact"] <= f["high"] + 1e-9 for f in known if f["low"] is not None]
         limit = LIMITS.get(kind)
         yield {
             "figure": kind,
-            "number": len(figures),
-            "unassessed": len(figures) - len(known),
+            "number": len(some),
+            "unassessed": len(some) - len(known),
             "median_error": float(np.median(errors)) if len(errors) else math.nan,
             "error_95": float(np.quantile(errors, 0.95)) if len(errors) else math.nan,
             "limit": limit,
-            "within": float((errors <= limit).sum() / len(figures)) if limit is not None else None,
+            "within": float((errors <= limit).sum() / len(some)) if limit is not None else None,
             "covered": float(np.mean(held)) if held else math.nan,
         }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cohortium.common.encoding import Grid, Records, grids
+from cohortium.common.evaluation import assess_columns as columns
+from cohortium.common.evaluation import assess_outcomes as outcomes
 from cohortium.common.evaluation.assess import assess, exact_values, expected_patients, with_exact
 from cohortium.common.evaluation.assess_outcomes import train
 from cohortium.common.evaluation.findings import Findings
@@ -245,6 +247,39 @@ def test_intervals_hold_the_exact_figures(scored: tuple[World, Findings, dict[st
     ]
     assert len(held) > 40
     assert np.mean(held) > 0.9
+
+
+TOLD = {
+    (columns, "private_columns"): "evaluation-columns",
+    (columns, "profile"): "evaluation-means",
+    (columns, "correlations"): "evaluation-correlations",
+    (columns, "nearness"): "evaluation-nearest",
+    (outcomes, "discrimination"): "evaluation-scores",
+    (outcomes, "subgroups"): "evaluation-groups",
+    (outcomes, "replicate"): "evaluation-analysis-2",
+    (outcomes.curves_of, "survival"): "evaluation-survival",
+}
+
+
+def test_every_statistic_is_told_the_noise_of_its_own_answer(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another noise for each release, so that none can stand in for another."""
+    told: dict[str, float] = {}
+
+    def listening(really: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        def listened(**given: Any) -> Any:
+            told[phase] = given["sigma"]
+            return really(**given)
+
+        return listened
+
+    for (module, name), phase in TOLD.items():
+        monkeypatch.setattr(module, name, listening(getattr(module, name), phase))
+    found = world(study, patients=1500)
+    noise = {name: 1.0 + 0.1 * number for number, name in enumerate(found.task.noise)}
+    hospital = Hospital(found.codes, noise, 1)
+    assess(dataclasses.replace(found.task, noise=noise, ask=hospital))
+    drawn = {name: noise[name] * query.sensitivity_l2 for name, query in hospital.asked}
+    assert told == {phase: pytest.approx(drawn[phase]) for phase in TOLD.values()}
 
 
 def test_the_same_answers_give_the_same_findings(study: Study) -> None:
