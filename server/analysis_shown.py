@@ -55,6 +55,6 @@ def _numbers(combined: Combined | None) -> tuple[float, float, float]:
 def _interval(one: Analysed, estimate: float, low: float, high: float) -> str:
     if one.estimand.kind in RATIOS:
         estimate, low, high = math.exp(estimate), math.exp(low), math.exp(high)
-    # As many digits as the interval's width earns: two of it.
-    digits = max(0, min(6, 1 - math.floor(math.log10(high - low)))) if high > low else 3
+    # As many digits as the doubt earns: two of the way down, the shorter one of a ratio.
+    digits = max(0, min(6, 1 - math.floor(math.log10(estimate - low)))) if estimate > low else 3
     return f"{estimate:.{digits}f}  ({low:.{digits}f} to {high:.{digits}f})"

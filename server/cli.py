@@ -1,4 +1,4 @@
-"""The coordinator's commands that need no hospital: study new|check, sample, audit, release, verify, doctor."""
+"""The coordinator's commands that need no hospital: study new|check, sample, analyze, audit, release, verify, doctor."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ class Formulas:
         if reference is not None:
             raise _wrong(f"{column.name!r} is a number and has no reference level", column.name)
         self._not_a_date(at)
-        per = f"per {column.unit}" if column.unit else "per unit"
+        per = f"per 1 {column.unit}".strip()
         return Covariate(column=at, table=number_of_code(grid)[:, None], names=(f"{column.name} ({per})",))
 
     def _not_a_date(self, at: int) -> None:

@@ -50,9 +50,9 @@ MEAN = "age"
 LOGISTIC = "death ~ age + sex[female] + arm[control]"
 COX = "time, event ~ age + stage[I] + arm[control]"
 AGE_MEAN, AGE_SD, AGE_RANGE = 62.0, 12.0, (18, 95)
-DEATH = {"age (per year)": 0.04, "sex: male (against female)": 0.4, "arm: treated (against control)": -0.6}
+DEATH = {"age (per 1 year)": 0.04, "sex: male (against female)": 0.4, "arm: treated (against control)": -0.6}
 HAZARD = {
-    "age (per year)": 0.025,
+    "age (per 1 year)": 0.025,
     "stage: II (against I)": 0.25,
     "stage: III (against I)": 0.5,
     "arm: treated (against control)": -0.45,

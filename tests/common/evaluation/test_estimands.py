@@ -39,7 +39,7 @@ def test_a_logistic_fit_is_the_plain_one_on_complete_rows() -> None:
     x = np.column_stack([np.ones(used.sum()), age[used], stage[used] == 0, stage[used] == 2]).astype(float)
     plain = fit_logistic(x, (dead[used] == 1).astype(float))
     fit = one.fit(ROWS)
-    assert one.names == ("age (per year)", "stage: I (against II)", "stage: III (against II)")
+    assert one.names == ("age (per 1 year)", "stage: I (against II)", "stage: III (against II)")
     assert fit.rows == used.sum() < 2700
     assert np.append(fit.intercept, fit.values) == pytest.approx(plain.beta, abs=1e-8)
     assert fit.errors == pytest.approx(plain.standard_errors[1:], abs=1e-8)
