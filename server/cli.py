@@ -1,4 +1,4 @@
-"""The coordinator's commands that need no hospital: study new|check, sample, analyze, audit, release, verify, doctor."""
+"""Commands that need no hospital: study new|check, sample, analyze, audit, release, verify, doctor."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@
 
 ist_demo is split over its 8 countries, support2 over 5 hospitals at random; ε = 3 for training, 0.5 for everything
 that held-out patients answer, δ = 1e-5. Every run has its own seed, hence its own held-out patients, hospitals, model,
-synthetic table and noise (seeded: a rehearsal). Reported per figure: median and 95 % quantile of the error, the share of
-runs within the limit, and the share of 95 % intervals that hold the exact figure.
+synthetic table and noise (seeded: a rehearsal). Reported per figure: median and 95 % quantile of the error, the share
+of runs within the limit, and the share of 95 % intervals that hold the exact figure.
 """
 
 from __future__ import annotations

@@ -21,4 +21,3 @@ def test_the_bound_is_below_what_was_charged_and_reaches_the_report(simulate: Ca
     assert f"{kept['epsilon_lower']:.2f}" in (out / "report.html").read_text()
     (out / AUDITED).unlink()
     assert "rehearsal_audit" not in finish(out, score=False)
-
