@@ -62,6 +62,7 @@ class AnalysisSpec:
 class Evaluation:
     """epsilon: budget of the held-out patients' answers. holdout: their share of all patients.
 
+    expected_auc: what a model of the target should reach, by the literature; without it no table is "good" to train on.
     attack: training patients are asked how near they lie to the table, against held-out ones; charged to training.
     groups: columns whose levels are compared; None: by the public rule. survival, analyses: what the study declares.
     thresholds: (good, with care) by use, where they differ from THRESHOLDS.
@@ -74,6 +75,7 @@ class Evaluation:
     analyses: tuple[AnalysisSpec, ...] = ()
     thresholds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     attack: bool = False
+    expected_auc: float | None = None
 
     def __post_init__(self) -> None:
         for what, value, most in (
@@ -102,6 +104,8 @@ class Evaluation:
             out["thresholds"] = {use: list(pair) for use, pair in sorted(self.thresholds.items())}
         if self.attack:
             out["attack"] = True
+        if self.expected_auc is not None:
+            out["expected_auc"] = self.expected_auc
         return out
 
 
@@ -151,6 +155,8 @@ def read(part: Table, schema: Schema) -> dict[str, Any]:
         out["attack"] = part.data["attack"]
         if type(out["attack"]) is not bool:
             raise part.error("attack", "attack is true or false", "attack = false", code="STUDY-TYPE")
+    if part.has("expected_auc"):
+        out["expected_auc"] = part.number("expected_auc", least=0.5, most=1.0, example="expected_auc = 0.8")
     survival = part.inner("survival")
     if survival is not None:
         out["survival"] = _survival(survival, columns)
@@ -189,6 +195,8 @@ def _survival(part: Table, columns: Mapping[str, Column]) -> SurvivalSpec:
     event = _column(part, "event", part.text("event", example='event = "death"'), columns)
     level = _level(part, event)
     arm = part.text_or_none("arm")
+    if time.name == event.name or arm in (time.name, event.name):
+        raise part.error("event", "time, event and arm are different columns", 'event = "death"')
     if arm is not None:
         levels = _column(part, "arm", arm, columns).levels
         if levels is None or not 2 <= len(levels) <= ARMS_AT_MOST:

@@ -155,7 +155,7 @@ def _evaluation(file: TomlFile, privacy: Privacy, schema: Schema) -> Evaluation 
     if not file.has("evaluation"):
         return None
     part = file.section("evaluation", "epsilon, holdout")
-    part.only("epsilon", "holdout", "groups", "survival", "analyses", "thresholds", "attack")
+    part.only("epsilon", "holdout", "groups", "survival", "analyses", "thresholds", "attack", "expected_auc")
     epsilon = part.number("epsilon", above=0.0, most=LARGEST_EPSILON, example="epsilon = 0.5")
     if epsilon > privacy.epsilon:
         raise part.error("epsilon", "the evaluation may not cost more than the study", f"epsilon = {privacy.epsilon:g}")

@@ -37,6 +37,8 @@ REHEARSED = (
     "NOT PRIVATE: a rehearsal, whose noise is off or can be computed from its seed. With fresh noise it would be: "
 )
 COORDINATOR = "coordinator"
+SAID = ("evaluation", "exact_evaluation", "verdicts", "rehearsal_audit")
+"""What a result says beside scores and warnings, where it says it: all of it is signed in the study's ledger."""
 EXACT = "exact"
 """Whatever stands under a name that begins so, at any depth of a simulation's result, saw real rows without noise."""
 TOLERANCE = 1e-6
@@ -330,14 +332,14 @@ def said_digest(result: Mapping[str, Any]) -> str:
     """Names the scores, figures and warnings of a result.json: SHA-256 of their JSON with sorted keys."""
     said = {name: result.get(name) for name in ("scores", "warnings")}
     # Absent from a result of an earlier version.
-    said |= {name: result[name] for name in ("evaluation", "exact_evaluation") if result.get(name) is not None}
+    said |= {name: result[name] for name in SAID if result.get(name) is not None}
     text = json.dumps(said, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def bare_digest(result: Mapping[str, Any]) -> str:
     """`said_digest` of what a release may say: no exact scores, and nothing whose name begins with "exact"."""
-    said = {name: without_exact(result.get(name)) for name in ("warnings", "evaluation")}
+    said = {name: without_exact(result.get(name)) for name in ("warnings", *SAID) if not name.startswith(EXACT)}
     return said_digest({"scores": None, **said})
 
 

@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cohortium.common.errors import PeerUnreachable
-from cohortium.common.evaluation.assess import assess, expected_patients
+from cohortium.common.errors import PeerUnreachable, UsageError
+from cohortium.common.evaluation.assess import assess, expected_patients, unjudged
 from cohortium.common.evaluation.balance import balance_section
 from cohortium.common.evaluation.findings import Findings, Section
 from cohortium.common.evaluation.rules import rules_section
 from cohortium.common.evaluation.task import AnswerLike, Ask, RealRows, Task, Unanswered
 from cohortium.common.study_release import how_sampled
-from cohortium.server.sampling import as_released
+from cohortium.server.sampling import as_judged
 
 if TYPE_CHECKING:
     from cohortium.common.generators.base import Model
@@ -53,8 +53,12 @@ def evaluate(
     progress: Callable[[str], None] = lambda _: None,
 ) -> Findings:
     """Ask and tell; written to the run's folder, whole or not at all."""
-    task = task_for(folder, study, plan, model, _patiently(ask), seed=seed)
-    findings = assess(task, progress=progress)
+    try:
+        task = task_for(folder, study, plan, model, _patiently(ask), seed=seed)
+    except UsageError as error:  # no table can be drawn as the study wants it: the model is paid for all the same
+        findings = unjudged(study, f"{error.sentence}.")
+    else:
+        findings = assess(task, progress=progress)
     path = folder.inner / FILE
     part = path.with_suffix(".tmp")
     part.write_text(json.dumps(findings.to_json(), allow_nan=False), encoding="utf-8")
@@ -92,7 +96,7 @@ def task_for(
     expected = expected_patients(study.patients, study.evaluation.holdout)
     rows = int(np.clip(ROWS_PER_PATIENT * expected, ROWS_AT_LEAST, ROWS_AT_MOST))
     made = folder.grids()
-    synthetic = as_released(model, study, made, rows, seed=seed)
+    synthetic = as_judged(model, study, made, rows, seed=seed)
     names = [column.name for column in study.schema.modelled]
     codes = np.stack([grid.encode(synthetic[name]) for name, grid in zip(names, made, strict=True)], axis=1)
     return Task(

@@ -166,6 +166,8 @@ def publish(
         "warnings": list(warnings),
         "evaluation": evaluation.to_json(),
         "exact_evaluation": None if exact is None else to_json(dict(exact)),
+        "verdicts": to_json(evaluation.verdicts),
+        "rehearsal_audit": _rehearsal_audit(folder),
     }
     with Ledger.open(folder.inner / "ledger.db", folder.key()) as ledger:
         if guessed and not any(note["about"] == GUESSED for note in ledger.book.notes):
@@ -186,15 +188,17 @@ def publish(
         "files": files,
         "facts": report.to_json(),
         **said,
-        "verdicts": to_json(evaluation.verdicts),
     }
-    if (folder.root / AUDITED).exists():
-        result["rehearsal_audit"] = json.loads((folder.root / AUDITED).read_text(encoding="utf-8"))
     part = folder.root / "result.json.part"
     part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(part, folder.root / "result.json")
     rewrite_report(folder.root)
     return result
+
+
+def _rehearsal_audit(folder: RunFolder) -> dict[str, Any] | None:
+    path = folder.root / AUDITED
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def rewrite_report(out: Path) -> Path:
@@ -329,7 +333,17 @@ def main(words: list[str]) -> int:
             finish_run(Path(words[1]), mirror=Path(words[2]))
         else:
             folder = RunFolder(root=Path(words[1]))
-            write_rows(folder, int(words[2]), [Path(words[3])], seed=secrets.randbelow(2**31))
+            wanted = folder.study().release
+            # A researcher's rows keep the study's rules and its k and l, as the published table does.
+            write_rows(
+                folder,
+                int(words[2]),
+                [Path(words[3])],
+                seed=secrets.randbelow(2**31),
+                enforce_rules=wanted.enforce_rules,
+                k_anonymity=wanted.k_anonymity,
+                l_diversity=wanted.l_diversity,
+            )
     except CohortiumError as error:
         sys.stdout.write(json.dumps(error.as_json()) + "\n")
         return error.exit_code

@@ -88,25 +88,34 @@ def write_rows(
     return written
 
 
-def as_released(model: Model, study: Study, grids: tuple[Grid, ...], rows: int, *, seed: int) -> pd.DataFrame:
-    """Rows of a model, drawn as the study wants its published table: what an evaluation of it has to look at."""
+def as_judged(model: Model, study: Study, grids: tuple[Grid, ...], rows: int, *, seed: int) -> pd.DataFrame:
+    """At most `rows` rows of a model for an evaluation: coarsened and ruled as the published table is.
+
+    Not balanced: shares that were changed on purpose would be held against the patients'. How coarse rare combinations
+    become hangs on the number of rows, so the whole published table is drawn where they do.
+    """
     wanted = study.release
+    coarse = wanted.k_anonymity is not None or wanted.l_diversity is not None
+    drawn = wanted.rows if coarse else rows
 
     def blocks() -> Iterator[pd.DataFrame]:
         return tables(
             model,
             study.schema,
             grids,
-            rows,
+            drawn,
             seed=seed,
-            balance=wanted.balance,
-            minimum_share=dict(wanted.minimum_share),
             enforce_rules=wanted.enforce_rules,
             block=BLOCK_ROWS,
         )
 
-    made = coarse_blocks(study.schema, blocks, k=wanted.k_anonymity, diverse=wanted.l_diversity)
-    return pd.concat(list(made), ignore_index=True)
+    kept, have = [], 0
+    for block in coarse_blocks(study.schema, blocks, k=wanted.k_anonymity, diverse=wanted.l_diversity):
+        kept.append(block.iloc[: rows - have])
+        have += len(kept[-1])
+        if have >= rows:
+            break
+    return pd.concat(kept, ignore_index=True)
 
 
 class _Writer:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from cohortium.common.evaluation import assess_columns as columns
 from cohortium.common.evaluation import assess_outcomes as outcomes
@@ -22,6 +23,9 @@ from cohortium.common.evaluation.prediction import Predictor
 from cohortium.common.evaluation.task import Task, Unanswered
 from cohortium.common.evaluation.verdict import COLUMNS, headline_of
 from cohortium.common.evaluation.verdict_private import verdicts
+
+if TYPE_CHECKING:
+    from cohortium.common.study import Study
 
 PATIENTS_GUESSED = 10_000
 """Of a study that tells no rough number, in training and evaluation together."""
@@ -35,7 +39,7 @@ def assess(task: Task, *, progress: Callable[[str], None] = lambda _: None) -> F
     try:
         counted = columns.ask_columns(task)
     except Unanswered as lost:
-        return _nothing(str(lost), task)
+        return unjudged(task.study, str(lost), planned_for=task.patients)
     if task.real is None and counted.stands_out:
         # From here on the number that was just released is known better than the study's rough one.
         task = dataclasses.replace(task, patients=counted.patients)
@@ -70,13 +74,13 @@ def _told(key: str, title: str, section: Callable[[], Section | None]) -> Sectio
     """The section, or one that says that its question stayed without an answer."""
     try:
         return section()
-    except Unanswered as lost:
+    except (Unanswered, ValueError) as lost:
         return Section(key=key, title=title, intro="", notes=(f"Cannot be assessed: {lost}",))
 
 
-def _nothing(reason: str, task: Task) -> Findings:
+def unjudged(study: Study, reason: str, *, planned_for: float | None = None) -> Findings:
     """Without the columns' counts nothing else is asked: not even how many patients are held out."""
-    assert task.study.evaluation is not None
+    assert study.evaluation is not None
     section = Section(key="fidelity", title="Columns", intro="", notes=(f"Cannot be assessed: {reason}",))
     tile = Verdict(
         use=COLUMNS, word="cannot be assessed", sentence=reason, thresholds="", figure=Figure.unknown(reason)
@@ -86,8 +90,8 @@ def _nothing(reason: str, task: Task) -> Findings:
         verdicts=(tile,),
         headline=headline_of((tile,)),
         patients=0.0,
-        epsilon=task.study.evaluation.epsilon,
-        planned_for=task.patients,
+        epsilon=study.evaluation.epsilon,
+        planned_for=planned_for,
     )
 
 

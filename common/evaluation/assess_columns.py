@@ -104,8 +104,8 @@ def fidelity(task: Task, counted: Counted) -> Section:
             findings.append(finding(f"missing.{name}", f"{name}: missing", share))
     if isinstance(described, Profile):
         for number in described.numbers:
-            findings.append(finding(f"mean.{number.name}", f"{number.name}: mean", number.mean))
-            findings.append(finding(f"sd.{number.name}", f"{number.name}: standard deviation", number.sd))
+            findings.append(finding(f"mean.{number.name}", f"{number.name}: mean (winsorised)", number.mean))
+            findings.append(finding(f"sd.{number.name}", f"{number.name}: standard deviation (winsorised)", number.sd))
             findings.append(finding(f"smd.{number.name}", f"{number.name}: standardised difference", number.smd))
     return Section(
         key="fidelity",
@@ -183,7 +183,8 @@ def _equivalence(found: Profile) -> Table:
             for n in found.numbers
         ),
         caption=f"{found.equivalent} of {len(found.numbers)} means are shown to differ by less than the margin "
-        "(0.2 standard deviations); the noise is part of the test.",
+        "(0.2 standard deviations); the noise is part of the test. Values beyond the synthetic 1 % and 99 % are held "
+        "there.",
     )
 
 
@@ -228,16 +229,17 @@ def _labels(task: Task, c: int, bins: Bins) -> list[str]:
     return [more + next(named) if np.any(bins.map == b) else "–" for b in range(bins.size - 1)] + ["missing"]
 
 
-def _attack(found: NamedFigure) -> Forest:
+def _attack(found: NamedFigure, rows: int) -> Forest:
     return Forest(
-        title="Attack by distance, against chance",
+        title=f"Attack by distance with {rows} synthetic rows, against chance",
         unit="probability",
         rows=(Effect(label=found.label, figure=found.figure),),
         line=CHANCE,
         line_name="chance",
         name="attack",
-        caption="Whoever calls the nearer of a training and a held-out patient the training one is right so often. "
-        "From noised histograms of both.",
+        caption=f"Who holds {rows} rows of the model and calls the nearer of a training and a held-out patient the "
+        "training one is right so often. A lower bound: with the whole table an attacker may do better. From noised "
+        "histograms of both.",
     )
 
 
@@ -406,6 +408,6 @@ def nearest(task: Task, counted: Counted) -> Section | None:
             Finding(key="nearest_difference", named=found.difference),
             *([] if found.training is None else [Finding(key="attack_nearest", named=found.training)]),
         ),
-        forests=() if found.training is None else (_attack(found.training),),
+        forests=() if found.training is None else (_attack(found.training, rows),),
         notes=notes,
     )

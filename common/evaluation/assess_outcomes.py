@@ -15,7 +15,7 @@ from cohortium.common.evaluation.coded import Arms, TimeToEvent, label_of_code, 
 from cohortium.common.evaluation.discrimination import FIGURES, Curve, discrimination
 from cohortium.common.evaluation.findings import CountRow, Curves, Effect, Finding, Forest, Line, Section
 from cohortium.common.evaluation.intervals import choose_intervals
-from cohortium.common.evaluation.phases import analyses_of, followed, predictable
+from cohortium.common.evaluation.phases import analyses_of, compared, followed, predictable
 from cohortium.common.evaluation.prediction import Predictor, train_predictor
 from cohortium.common.evaluation.regression import CannotFit
 from cohortium.common.evaluation.replication import Replication, replicate
@@ -23,7 +23,7 @@ from cohortium.common.evaluation.subgroups import RATES, Subgroups, subgroups
 from cohortium.common.evaluation.task import Counted, Task, Unanswered, finding
 from cohortium.common.evaluation.utility import CannotBeAssessed
 from cohortium.common.queries import Tallies
-from cohortium.common.study_evaluation import AnalysisSpec, SurvivalSpec, groups_of, survival_of
+from cohortium.common.study_evaluation import AnalysisSpec, SurvivalSpec, survival_of
 
 LABELS = {
     "tstr_auc": "Area under the ROC curve",
@@ -39,6 +39,8 @@ LABELS = {
     "tstr_observed_expected": "Observed over expected",
 }
 LEVELS_DRAWN = 3
+FAR = 0.7
+"""Of a log ratio: e^0.7 is a factor of two. Curvature then leaves a visible part of the way undone."""
 RATES_DRAWN = ("sensitivity", "specificity", "error rate")
 
 
@@ -48,7 +50,7 @@ def train(task: Task) -> Predictor | str:
     if study.target is None:
         return "The study names no target to predict."
     if not predictable(study):
-        return f"The target {study.target} has no short list of values."
+        return f"The target {study.target} has no short list of values, or no column is left to predict it from."
     after = followed(study)  # a time to the outcome tells it
     features = [
         c
@@ -276,6 +278,12 @@ def replication(task: Task, counted: Counted) -> Section | None:
             label = f"{spec.name}: {named.label[0].lower()}{named.label[1:]}"
             findings.append(finding(f"{phase.removeprefix('evaluation-')}.{key}", label, named.figure))
         forests.append(_forest(found))
+        far = [e.term for e in found.effects if e.assessed and abs(e.estimate - e.synthetic) > FAR]
+        if far:
+            notes.append(
+                f"{spec.name}: the held-out effect of {', '.join(far[:4])} is far from the synthetic one. One step "
+                "does not reach it: it is farther still."
+            )
     return section(findings=tuple(findings), forests=tuple(forests), notes=tuple(notes))
 
 
@@ -322,8 +330,8 @@ def _forest(found: Replication) -> Forest:
         unit=f"log {ratio} ratio",
         rows=tuple(rows),
         line=0.0,
-        caption="Held-out patients: what the noise leaves of their own estimate (95 %). Synthetic rows: 95 % interval "
-        "of an analysis with as many patients.",
+        caption="Held-out patients: one Newton step from the synthetic fit, and what the noise leaves of it (95 %). "
+        "Synthetic rows: 95 % interval of an analysis with as many patients.",
     )
 
 
@@ -331,7 +339,7 @@ def groups(task: Task, counted: Counted, model: Predictor | str) -> Section | No
     """Shares and error rates by group. None where the study has no groups."""
     assert task.study.evaluation is not None
     phase = "evaluation-groups"
-    columns = groups_of(task.study.evaluation, task.study.schema)
+    columns = compared(task.study)
     if not columns or not task.planned(phase):
         return None
     section = functools.partial(
@@ -344,7 +352,7 @@ def groups(task: Task, counted: Counted, model: Predictor | str) -> Section | No
         return section(notes=(f"Error rates by group cannot be assessed: {model}",))
     if not counted.stands_out:
         return section(notes=("Groups were not asked for: there are too few patients for the noise.",))
-    chosen = [task.index(column.name) for column in columns if column.name != task.study.target]
+    chosen = [task.index(column.name) for column in columns]
     asked = [_crossed(task, model, c) for c in chosen]
     answer = task.ask(phase, Tallies(derived=tuple(asked), part="holdout"))
     # The exact twin compares the groups that stand out of the planned noise, as the private side does.
@@ -354,7 +362,8 @@ def groups(task: Task, counted: Counted, model: Predictor | str) -> Section | No
     at = 0
     for c, derived in zip(chosen, asked, strict=True):
         grid = task.grids[c]
-        names = [*_level_names(task, c), "missing"]
+        levels = _level_names(task, c)
+        names = [*levels, "(missing)" if "missing" in levels else "missing"]
         shape = (grid.size, 3, 2)
         counts = answer.values[at : at + derived.bins].reshape(shape)
         at += derived.bins

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound=Any)
 """A phase of a generator (common/generators/base.Phase)."""
 SHARES = {
-    "columns": 15.0,
-    "scores": 25.0,
-    "correlations": 15.0,
+    "columns": 10.0,
+    "scores": 42.0,
+    "correlations": 12.0,
     "survival": 30.0,
-    "analyses": 10.0,
+    "analyses": 8.0,
     "groups": 5.0,
-    "means": 5.0,
-    "nearest": 5.0,
+    "means": 3.0,
+    "nearest": 3.0,
 }
 """Measured on ist_demo and support2: what keeps every main figure within its limit (benchmarks/private_evaluation). The
 largest gap of two curves needs most; means over all columns need least, for their noise averages out."""
@@ -134,7 +134,7 @@ def evaluation_phases(study: Study) -> tuple[EvaluationPhase, ...]:
                 1 + sum(len(c.levels) + 1 if c.levels else 2 for c in map(study.schema.column, analysis.terms)),
             )
         )
-    groups = groups_of(evaluation, study.schema)
+    groups = compared(study)
     if groups:
         found.append(
             (
@@ -211,13 +211,22 @@ def analyses_of(study: Study) -> tuple[AnalysisSpec, ...]:
     return (AnalysisSpec(name=name, model="logistic", terms=tuple(terms), outcome=study.target, level=values[-1]),)
 
 
+def compared(study: Study) -> tuple[Column, ...]:
+    """The columns whose groups are compared: not the target, whose groups are the outcomes themselves."""
+    assert study.evaluation is not None
+    return tuple(c for c in groups_of(study.evaluation, study.schema) if c.name != study.target)
+
+
 def followed(study: Study) -> frozenset[str]:
     """Columns that are known with the target and not before it: its survival time, where the target is the event."""
     assert study.evaluation is not None
-    curve = survival_of(study.evaluation, study.schema)
-    if curve is None or study.target not in (curve.event, curve.time):
+    if study.target is None:
         return frozenset()
-    return frozenset({curve.time, curve.event})
+    curve = survival_of(study.evaluation, study.schema)
+    named = {study.target} if curve is None else {curve.time, curve.event}
+    if study.target not in named or (curve is None and _target(study).role not in ("event", "time")):
+        return frozenset()
+    return frozenset(named | {c.name for c in study.schema.modelled if c.role == "time"})
 
 
 def _target(study: Study) -> Column:

@@ -98,7 +98,9 @@ def subgroups(
     planned = sigma if planned_sigma is None else planned_sigma
     expected = synthetic * (max(float(counts.sum()), 1.0) / max(float(made_total), 1.0))
     gaps = {
-        rate: _gap(counts, rate, sigma, _large(expected, rate, planned), np.random.default_rng([seed, 10, i]), how)
+        rate: _gap(
+            counts, expected, rate, sigma, _large(expected, rate, planned), np.random.default_rng([seed, 10, i]), how
+        )
         for i, rate in enumerate(RATES)
     }
     return Subgroups(groups=tuple(groups), overall=overall, gaps=gaps)
@@ -144,9 +146,16 @@ def _large(expected: np.ndarray, rate: str, sigma: float) -> list[bool]:
 
 
 def _gap(
-    counts: np.ndarray, rate: str, sigma: float, large: list[bool], rng: np.random.Generator, how: str
+    counts: np.ndarray,
+    expected: np.ndarray,
+    rate: str,
+    sigma: float,
+    large: list[bool],
+    rng: np.random.Generator,
+    how: str,
 ) -> NamedFigure:
-    """Largest minus smallest rate, over the groups that are large enough."""
+    """Largest minus smallest rate, over the groups that are large enough; the reference is the synthetic rows' own gap,
+    and the range that sampling as many patients from them gives it."""
     label = f"Largest gap in {rate} between groups"
     unit = "share of patients"
     values, errors, sampling = [], [], []
@@ -176,18 +185,31 @@ def _gap(
         )
         found = Interval(low=limits.low, middle=limits.value, high=limits.high)
     low, value, high = (min(max(v, 0.0), 1.0) for v in (found.low, found.value, found.high))
-    fresh = spread[:, None] * rng.standard_normal((len(spread), 400))
+    made, size = _foretold(expected[large], rate)
+    fresh = made[:, None] + np.sqrt(np.maximum(made * (1 - made), 0.01) / size)[:, None] * rng.standard_normal(
+        (len(made), 400)
+    )
+    sampled = np.clip(fresh, 0.0, 1.0).T
     figure = Figure(
         value=value,
         low=low,
         high=high,
-        reference=float((fresh.max(axis=0) - fresh.min(axis=0)).mean()),
-        reference_text="groups of these sizes that differ by chance alone",
+        reference=float(np.mean(_span(sampled))),
+        reference_low=float(np.quantile(_span(sampled), 0.025)),
+        reference_high=float(np.quantile(_span(sampled), 0.975)),
+        reference_text="as many patients sampled from the synthetic rows",
         unit=unit,
         direction="lower",
         how=f"{len(values)} of {len(counts)} groups are large enough. {how}",
     )
     return NamedFigure(label=label, figure=figure)
+
+
+def _foretold(expected: np.ndarray, rate: str) -> tuple[np.ndarray, np.ndarray]:
+    """(rate, size) of each group by the synthetic counts, brought to as many patients as are held out."""
+    parts = [_parts(table, rate)[:2] for table in expected]
+    size = np.maximum(np.array([part + rest for part, rest in parts]), 1.0)
+    return np.array([part for part, _ in parts]) / size, size
 
 
 def _span(rates: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from cohortium.common.schema import Schema
 from cohortium.server import sampling
 from cohortium.server.finish import sample as finish_sample
 from cohortium.server.runs import RunFolder
-from cohortium.server.sampling import as_released, parse_columns, parse_where, write_rows
+from cohortium.server.sampling import as_judged, parse_columns, parse_where, write_rows
 from cohortium.simulations.cli import app
 from cohortium.simulations.run import Request, prepare, run
 
@@ -198,12 +198,27 @@ def test_the_released_table_is_as_the_study_says(folder: RunFolder, tmp_path: Pa
     text = pd.read_csv(changed.root / "synthetic.csv")
     assert (text.age == rows.age).all() and (text.seen.isna() == rows.seen.isna()).all()
     assert rows.age.between(0, 99).all() and schema.column("age").required
-    # What an evaluation looks at is drawn alike.
-    drawn = as_released(changed.model(), changed.study(), changed.grids(), 60, seed=int(changed.facts()["seed"]))
-    pd.testing.assert_frame_equal(drawn.astype(object), rows.astype(object), check_dtype=False)
     first = (changed.root / "synthetic.parquet").read_bytes()
     finish_sample(changed)
     assert (changed.root / "synthetic.parquet").read_bytes() == first
+
+
+def test_an_evaluation_looks_at_rows_as_coarse_as_the_published_ones(folder: RunFolder, tmp_path: Path) -> None:
+    """Rare combinations are rarer among more rows: a sample of another size would be coarser or finer."""
+    changed = settled(folder, tmp_path, "k_anonymity = 5", age="quasi-identifier", sex="quasi-identifier")
+    finish_sample(changed)
+    rows = pd.read_parquet(changed.root / "synthetic.parquet")
+    for wanted in (20, 60, 1000):
+        drawn = as_judged(changed.model(), changed.study(), changed.grids(), wanted, seed=int(changed.facts()["seed"]))
+        published = rows.iloc[: min(wanted, 60)]
+        pd.testing.assert_frame_equal(drawn.astype(object), published.astype(object), check_dtype=False)
+
+
+def test_a_release_that_is_balanced_on_purpose_is_judged_unbalanced(folder: RunFolder, tmp_path: Path) -> None:
+    changed = settled(folder, tmp_path, 'balance = "grade"')
+    drawn = as_judged(changed.model(), changed.study(), changed.grids(), 60, seed=3)
+    plain = as_judged(folder.model(), folder.study(), folder.grids(), 60, seed=3)
+    pd.testing.assert_frame_equal(drawn, plain)
 
 
 def test_released_rows_keep_the_rules_where_the_study_says_so(folder: RunFolder, tmp_path: Path) -> None:

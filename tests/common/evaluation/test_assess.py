@@ -341,6 +341,31 @@ def test_a_table_that_is_far_off_is_not_called_good(
     assert words[1]["Survival curves"] == "not fit"
 
 
+def test_a_target_that_is_the_only_group_is_not_asked_about_by_group(study: Study) -> None:
+    evaluation = dataclasses.replace(study.evaluation, groups=("sex",), survival=None, analyses=())  # type: ignore[type-var]
+    sexes = dataclasses.replace(study, target="sex", evaluation=evaluation)
+    assert "evaluation-groups" not in [phase.name for phase in evaluation_phases(sexes)]
+    assert assess(world(sexes, patients=600).task).sections
+
+
+def test_what_a_table_lost_is_seen_only_against_an_expected_auc(study: Study) -> None:
+    """The reference falls with the table: a model that is poor on it and in reality alike is not called good."""
+    assert study.evaluation is not None
+    found = world(study, noise=1.0, shift=0.0)
+    use = "Training a prediction model"
+    assert {v.use: v.word for v in assess(found.task).verdicts}[use] == "usable with care"
+    for expected, word in ((0.6, "good"), (0.99, "not fit")):
+        told = dataclasses.replace(study.evaluation, expected_auc=expected)
+        task = dataclasses.replace(found.task, study=dataclasses.replace(study, evaluation=told))
+        assert {v.use: v.word for v in assess(task).verdicts}[use] == word
+
+
+def test_a_table_like_its_patients_may_be_used_across_groups_that_differ(study: Study) -> None:
+    """What differs between groups in reality differs in the table as well: that is no fault of the table."""
+    words = {v.use: v.word for v in assess(world(study, noise=1.0, shift=0.0).task).verdicts}
+    assert words["Use across groups"] == "good" and words["Repeating analyses"] != "not fit"
+
+
 def test_a_study_s_own_thresholds_decide(study: Study) -> None:
     found = world(study, noise=1.0)
     assert study.evaluation is not None
