@@ -429,8 +429,11 @@ def test_thresholds_are_read_from_the_study(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     word = {"use": "training a prediction model", "word": "good"}
     edit_json(run.root / "result.json", lambda r: r.update(verdicts=[word]))
-    made = release(run.root, tmp_path / "out")
-    assert any(finding.code == "RELEASE-THRESHOLD" and finding.ok for finding in made.gate)
+    with pytest.raises(Refused, match="RELEASE-AUDIT"):
+        release(run.root, tmp_path / "out")  # a word that nobody signed
+    minimum = {"training a prediction model": "usable with care"}
+    found = decide(json.loads((run.root / "result.json").read_text()), audit(run.root), minimum, rehearsal=True)
+    assert any(finding.code == "RELEASE-THRESHOLD" and finding.ok for finding in found)
 
 
 # ---- how the rows were sampled ------------------------------------------------------------------------------
