@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound=Any)
 """A phase of a generator (common/generators/base.Phase)."""
 SHARES = {
-    "columns": 10.0,
-    "scores": 42.0,
+    "columns": 15.0,
+    "scores": 38.0,
     "correlations": 12.0,
-    "survival": 30.0,
+    "survival": 28.0,
     "analyses": 8.0,
     "groups": 5.0,
-    "means": 3.0,
+    "means": 4.0,
     "nearest": 3.0,
 }
 """Measured on ist_demo and support2: what keeps every main figure within its limit (benchmarks/private_evaluation). The
