@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -118,18 +119,21 @@ def kept(folder: RunFolder) -> Findings | None:
     return Findings.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
+def first_rows(path: Path, most: int, *, columns: list[str] | None = None) -> pd.DataFrame:
+    """The first rows of a synthetic table: as good as any, since rows are drawn alike."""
+    batches, have = [], 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=columns):
+            batches.append(batch.slice(0, most - have))
+            have += len(batches[-1])
+            if have >= most:
+                break
+    return pa.Table.from_batches(batches).to_pandas()
+
+
 def free_sections(study: Study, released: Path) -> tuple[Section, ...]:
     """What the synthetic rows show by themselves: broken rules of the dictionary, shares of groups and classes."""
-
-    with pq.ParquetFile(released) as file:
-        wanted = [column.name for column in study.schema.modelled]
-        batches, have = [], 0
-        for batch in file.iter_batches(columns=wanted):
-            batches.append(batch.slice(0, FREE_ROWS - have))
-            have += len(batches[-1])
-            if have >= FREE_ROWS:
-                break
-    rows = pa.Table.from_batches(batches).to_pandas()
+    rows = first_rows(released, FREE_ROWS, columns=[column.name for column in study.schema.modelled])
     how = " ".join(how_sampled(study.release, study.schema))
     found = (
         rules_section(study.schema, rows, enforced=study.release.enforce_rules),

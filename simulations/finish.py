@@ -7,16 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cohortium.common.evaluation.assess import assess, exact_values
 from cohortium.common.evaluation.base import Scores
 from cohortium.common.evaluation.exact import exact_scores
 from cohortium.common.evaluation.findings import Findings
 from cohortium.common.evaluation.task import RealRows
-from cohortium.server.evaluate import kept, task_for
+from cohortium.server.evaluate import first_rows, kept, task_for
 from cohortium.server.finish import GUESSED, GUESSED_WARNING, publish, rewrite_report, sample
 from cohortium.server.runs import RunFolder
 from cohortium.simulations.pooled import PooledAsk
@@ -42,7 +38,7 @@ def finish(out: Path, *, progress: Progress = lambda _: None, score: bool = True
     if score:
         progress("scoring against the simulated hospitals' real rows")
         real = real_side(out, most_rows=SCORED_ROWS)
-        synthetic = _first_rows(out / "synthetic.parquet", SCORED_ROWS)
+        synthetic = first_rows(out / "synthetic.parquet", SCORED_ROWS)
         if real.share < 1.0 or plan.rows > len(synthetic):
             scored = (
                 f"{len(synthetic):,} of {plan.rows:,} synthetic rows against a random {real.share:.1%} of the patients"
@@ -87,15 +83,3 @@ def exact_twin(out: Path, findings: Findings) -> dict[str, float]:
         real=RealRows(codes=rows.codes, weights=1.0 / rows.rows_per_patient[rows.patient]),
     )
     return exact_values(assess(task))
-
-
-def _first_rows(path: Path, most: int) -> pd.DataFrame:
-    """The first rows of a synthetic table: as good as any, since rows are drawn alike."""
-    batches, have = [], 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            batches.append(batch.slice(0, most - have))
-            have += len(batches[-1])
-            if have >= most:
-                break
-    return pa.Table.from_batches(batches).to_pandas()

@@ -96,6 +96,7 @@ def prediction(task: Task, model: Predictor | str) -> Section:
 
 def _curves(found: Curve, *, several: bool) -> list[Curves]:
     which = f": {found.label}" if several else ""
+    square = functools.partial(Curves, x_range=(0.0, 1.0), y_range=(0.0, 1.0))
     ends = (0.0, *found.false_positive, 1.0)
     roc = Line(
         label="held-out patients",
@@ -105,12 +106,10 @@ def _curves(found: Curve, *, several: bool) -> list[Curves]:
         high=(0.0, *found.true_positive_high, 1.0),
     )
     out = [
-        Curves(
+        square(
             title=f"ROC curve{which}",
             x_label="false positive rate",
             y_label="sensitivity",
-            x_range=(0.0, 1.0),
-            y_range=(0.0, 1.0),
             lines=(roc,),
             diagonal=True,
             caption="Points are the bins' edges; the band is what the noise leaves.",
@@ -119,12 +118,10 @@ def _curves(found: Curve, *, several: bool) -> list[Curves]:
     known = [(t, p) for t, p in zip(found.true_positive, found.precision, strict=True) if p is not None]
     if len(known) > 1:
         out.append(
-            Curves(
+            square(
                 title=f"Precision and sensitivity{which}",
                 x_label="sensitivity",
                 y_label="precision",
-                x_range=(0.0, 1.0),
-                y_range=(0.0, 1.0),
                 lines=(
                     Line(
                         label="held-out patients",
@@ -135,12 +132,10 @@ def _curves(found: Curve, *, several: bool) -> list[Curves]:
             )
         )
     out.append(
-        Curves(
+        square(
             title=f"Calibration{which}",
             x_label="predicted by the model",
             y_label="observed share",
-            x_range=(0.0, 1.0),
-            y_range=(0.0, 1.0),
             lines=(
                 Line(
                     label="held-out patients",

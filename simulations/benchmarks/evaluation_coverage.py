@@ -37,14 +37,13 @@ from cohortium.common.evaluation.assess import expected_patients
 from cohortium.common.evaluation.base import Figure
 from cohortium.common.evaluation.discrimination import exact as exact_discrimination
 from cohortium.common.evaluation.findings import Section
-from cohortium.common.evaluation.prediction import Predictor, train_predictor
+from cohortium.common.evaluation.prediction import Predictor
 from cohortium.common.evaluation.task import Counted, RealRows, Task
 from cohortium.common.generators.base import Answer
 from cohortium.common.generators.sampling import table as sample_table
 from cohortium.common.privacy.entropy import SeededEntropy
 from cohortium.common.queries import AnyQuery
 from cohortium.common.study import Study
-from cohortium.common.study_evaluation import survival_of
 from cohortium.server.planning import plan_for
 from cohortium.simulations.benchmarks.tables import made_up, write_study
 from cohortium.simulations.pooled import fit_pooled
@@ -298,24 +297,7 @@ def prepare(name: str, data: Path | None, *, seed: int) -> tuple[Task, Records, 
         patients=expected,
         seed=seed,
     )
-    return task, held, _model(task)
-
-
-def _model(task: Task) -> Predictor | str:
-    """The model of the target: not from what happens after the outcome, a time to it."""
-    evaluation, schema = task.study.evaluation, task.study.schema
-    curve = None if evaluation is None else survival_of(evaluation, schema)
-    after = {curve.time, curve.event} if curve is not None and task.study.target == curve.event else set()
-    assert task.study.target is not None
-    return train_predictor(
-        codes=task.codes,
-        grids=task.grids,
-        target=task.index(task.study.target),
-        features=[c for c, k in enumerate(task.columns) if k.kind not in ("date", "datetime") and k.name not in after],
-        noise_multiplier=task.noise["evaluation-scores"],
-        patients=task.patients,
-        seed=task.seed,
-    )
+    return task, held, outcomes.train(task)
 
 
 def measure(task: Task, held: Records, model: Predictor | str, tallies: dict[str, Tally], *, runs: int) -> None:
