@@ -21,7 +21,7 @@ from cohortium.common.generators.autoregressive import (
 from cohortium.common.generators.base import Ask, Facts, Phase, Progress, Settings
 from cohortium.common.generators.measure import Shares, measure, measuring_phases
 from cohortium.common.generators.mixture import fit_mixture
-from cohortium.common.generators.model import MixtureModel, NadeModel, targets_of
+from cohortium.common.generators.model import MixtureModel, NadeModel, targets_of, with_outcome
 from cohortium.common.generators.nade import Nade
 from cohortium.common.generators.steps import Adam
 from cohortium.common.generators.threads import one_thread
@@ -88,7 +88,8 @@ class Joined:
                 settings=settings,
                 progress=progress,
             )
-        return NadeModel(bins=measured.bins, parameters=parameters, hidden=hidden, targets=targets)
+        model = NadeModel(bins=measured.bins, parameters=parameters, hidden=hidden, targets=targets)
+        return with_outcome(model, facts.target, patients=measured.total, seed=settings.seed)
 
 
 def pretrain(

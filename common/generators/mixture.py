@@ -17,7 +17,7 @@ import torch
 
 from cohortium.common.generators.base import Ask, Facts, Floats, Phase, Progress, Settings
 from cohortium.common.generators.measure import Measured, Shares, is_fine, measure, measuring_phases
-from cohortium.common.generators.model import MixtureModel, targets_of
+from cohortium.common.generators.model import MixtureModel, targets_of, with_outcome
 from cohortium.common.generators.threads import one_thread
 
 if TYPE_CHECKING:
@@ -56,9 +56,10 @@ class Mixture:
     ) -> MixtureModel:
         measured = measure(ask, grids=grids, facts=facts, phases=self.phases(facts))
         weights, tables = fit_mixture(measured, facts=facts, seed=settings.seed, progress=progress)
-        return MixtureModel(
+        model = MixtureModel(
             bins=measured.bins, weights=weights, tables=tables, targets=targets_of(measured, weights, tables)
         )
+        return with_outcome(model, facts.target, patients=measured.total, seed=settings.seed)
 
 
 def components_for(measured: Measured) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,14 @@ from cohortium.common.generators.bins import Bins
 from cohortium.common.generators.herding import EXCESS, Herder, Targets, towards
 from cohortium.common.generators.measure import Measured
 from cohortium.common.generators.nade import Nade
+from cohortium.common.generators.outcome import Outcome, OutcomeLaw, applies, fit_outcome
 from cohortium.common.generators.sampling import BLOCK, Allowed, Placer, bin_share
 from cohortium.common.generators.threads import one_thread
 
 CONDITION_EXCESS = 4
 DRAWN_AT_ONCE = 8192  # rows: arrays of a column stay below what the C library maps and zeroes anew for each
 TOLERANCE = 1.0  # standard deviations of noise that herding does not follow
+OUTCOME_ROWS = (2048, 16384)  # at least and at most: rows of the model that the target's law is fitted on
 Shares = Mapping[int, Floats]
 """Allowed part of each bin of some columns."""
 Bins2 = NDArray[np.int64]
@@ -64,6 +66,7 @@ class MixtureModel:
     weights: Floats
     tables: tuple[Floats, ...]
     targets: Targets
+    outcome: Outcome | None = None
     kind: str = "mixture"
 
     def drawer(self, shares: Shares) -> Draw:
@@ -94,11 +97,15 @@ class MixtureModel:
         """Bins [rows, columns], see `drawer`."""
         return self.drawer(shares or {})(rows, rng)
 
+    def own_law(self, bins: Bins2, column: int) -> Floats:
+        """The column's distribution alone: what the components add to it, the measured moments say better."""
+        return np.tile(np.log(np.maximum(self.targets.one_way[column], 1e-9)), (len(bins), 1))
+
     def sample(self, rows: int, *, seed: int, where: Allowed | None = None) -> Codes:
-        return sample_bins(self, self.bins, self.targets, rows, seed=seed, where=where)
+        return sample_bins(self, rows, seed=seed, where=where)
 
     def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        arrays, header = common_arrays(self.bins, self.targets)
+        arrays, header = common_arrays(self)
         arrays["weights"] = self.weights
         for c, table in enumerate(self.tables):
             arrays[f"table{c:05d}"] = table
@@ -106,12 +113,10 @@ class MixtureModel:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> MixtureModel:
-        bins, targets = common_from_arrays(arrays, header)
         return cls(
-            bins=bins,
-            targets=targets,
+            **common_from_arrays(arrays, header),
             weights=np.asarray(arrays["weights"], dtype=np.float64),
-            tables=tuple(np.asarray(arrays[f"table{c:05d}"], dtype=np.float64) for c in range(len(bins))),
+            tables=tuple(np.asarray(arrays[f"table{c:05d}"], dtype=np.float64) for c in range(len(header["columns"]))),
         )
 
 
@@ -123,6 +128,7 @@ class NadeModel:
     parameters: NDArray[np.float32]
     hidden: int
     targets: Targets
+    outcome: Outcome | None = None
     kind: str = "nade"
 
     def network(self) -> Nade:
@@ -150,70 +156,95 @@ class NadeModel:
         """Bins [rows, columns], see `drawer`."""
         return self.drawer(shares or {})(rows, rng)
 
+    def own_law(self, bins: Bins2, column: int) -> Floats:
+        """log p(column | all others), up to a constant of the row."""
+        return self.network().log_given_others(self.parameters, bins, column)
+
     def sample(self, rows: int, *, seed: int, where: Allowed | None = None) -> Codes:
-        return sample_bins(self, self.bins, self.targets, rows, seed=seed, where=where)
+        return sample_bins(self, rows, seed=seed, where=where)
 
     def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        arrays, header = common_arrays(self.bins, self.targets)
+        arrays, header = common_arrays(self)
         return arrays | {"parameters": self.parameters}, header | {"kind": self.kind, "hidden": self.hidden}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> NadeModel:
-        bins, targets = common_from_arrays(arrays, header)
         return cls(
-            bins=bins,
-            targets=targets,
+            **common_from_arrays(arrays, header),
             parameters=np.asarray(arrays["parameters"], dtype=np.float32),
             hidden=int(header["hidden"]),
         )
 
 
-def sample_bins(
-    model: Any,
-    bins: tuple[Bins, ...],
-    targets: Targets,
-    rows: int,
-    *,
-    seed: int,
-    where: Allowed | None,
-    excess: int = EXCESS,
-) -> Codes:
-    """Draw, herd (not under a condition: the targets describe everyone), place inside bins."""
-    rng = np.random.default_rng([seed, 0x726F])
+Fitted = TypeVar("Fitted", MixtureModel, NadeModel)
+
+
+def with_outcome(model: Fitted, column: int | None, *, patients: float, seed: int) -> Fitted:
+    """The model, its target drawn by the law that has the measured moments; as it is where there is no such target."""
+    if column is None or not applies(model.targets, column, ordered=model.bins[column].ordered):
+        return model
+    least, most = OUTCOME_ROWS
+    rng = np.random.default_rng([seed, 0x6F75])
+    draw, herder = model.drawer({}), Herder(model.targets)
+    left, parts = int(min(max(2 * patients, least), most)), []
+    with one_thread():
+        while left > 0:
+            parts.append(_herded(draw, herder, min(BLOCK, left), rng))
+            left -= BLOCK
+        outcome = fit_outcome(model.targets, column, np.concatenate(parts), lambda b: model.own_law(b, column))
+    return replace(model, outcome=outcome)
+
+
+def sample_bins(model: MixtureModel | NadeModel, rows: int, *, seed: int, where: Allowed | None) -> Codes:
+    """Draw, herd (not under a condition: the targets describe everyone), draw the target, place inside bins."""
+    rng, bins = np.random.default_rng([seed, 0x726F]), model.bins
     allowed = dict(where or {})
-    draw = model.drawer({c: bin_share(bins[c], a) for c, a in allowed.items()})
+    shares = {c: bin_share(bins[c], a) for c, a in allowed.items()}
+    law, wanted = None, None
+    if model.outcome is not None:
+        column = model.outcome.column
+        law = OutcomeLaw(model.outcome, model.targets, lambda b: model.own_law(b, column))
+        wanted = shares.pop(column, None)
+    draw = model.drawer(shares)
     placers = [Placer(b, allowed.get(c)) for c, b in enumerate(bins)]
     out = np.empty((rows, len(bins)), dtype=np.int32, order="F")
-    herder = None if allowed or rows < 2 else Herder(targets)
+    herder = None if allowed or rows < 2 else Herder(model.targets)
     with one_thread():
         for at in range(0, rows, BLOCK):
             count = min(BLOCK, rows - at)
-            if herder is None:
-                chosen = draw(count, rng)
+            if law is not None and wanted is not None:
+                chosen = law.conditioned(draw, count, rng, wanted)
             else:
-                pool = draw(excess * count, rng)
-                chosen = pool[herder.select(pool, count)]
+                chosen = draw(count, rng) if herder is None else _herded(draw, herder, count, rng)
+                if law is not None:
+                    chosen = law.redraw(chosen, rng)
             for c, placer in enumerate(placers):
                 out[at : at + count, c] = placer.place(chosen[:, c], rng)
     return out
 
 
-def common_arrays(bins: tuple[Bins, ...], targets: Targets) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Bins and targets as arrays named by column, and a header."""
+def _herded(draw: Draw, herder: Herder, rows: int, rng: np.random.Generator) -> Bins2:
+    pool = draw(EXCESS * rows, rng)
+    return pool[herder.select(pool, rows)]
+
+
+def common_arrays(model: MixtureModel | NadeModel) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Bins, targets and the target's law as arrays named by column, and a header."""
+    bins, targets = model.bins, model.targets
     arrays: dict[str, NDArray[Any]] = {"gram": targets.gram}
     for c, b in enumerate(bins):
         arrays[f"map{c:05d}"], arrays[f"within{c:05d}"], arrays[f"mass{c:05d}"] = b.map, b.within, b.mass
         arrays[f"one{c:05d}"], arrays[f"feature{c:05d}"] = targets.one_way[c], targets.features[c]
-    header = {
+    header: dict[str, Any] = {
         "format": 1,
         "columns": [{"size": b.size, "missing": b.missing, "ordered": b.ordered} for b in bins],
     }
+    if model.outcome is not None:
+        arrays["outcome"], header["outcome"] = model.outcome.slope, model.outcome.column
     return arrays, header
 
 
-def common_from_arrays(
-    arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]
-) -> tuple[tuple[Bins, ...], Targets]:
+def common_from_arrays(arrays: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> dict[str, Any]:
     count = len(header["columns"])
     bins = tuple(
         Bins(
@@ -231,4 +262,8 @@ def common_from_arrays(
         features=tuple(np.asarray(arrays[f"feature{c:05d}"], dtype=np.float64) for c in range(count)),
         gram=np.asarray(arrays["gram"], dtype=np.float64),
     )
-    return bins, targets
+    outcome = None
+    if "outcome" in header:
+        slope = np.asarray(arrays["outcome"], dtype=np.float64)
+        outcome = Outcome(column=int(header["outcome"]), slope=slope)
+    return {"bins": bins, "targets": targets, "outcome": outcome}

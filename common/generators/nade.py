@@ -128,6 +128,24 @@ class Nade:
         p = self._block(self._split(parameters, self._device), bins, np.ones(len(bins)), None)[1]
         return -torch.log(p.clamp(min=1e-300)).sum(0).cpu().numpy()
 
+    def log_given_others(self, parameters: NDArray[np.float32], bins: Bins2, column: int) -> Floats:
+        """log p(column | all others) of each of its bins, up to a constant of the row: [rows, bins of the column].
+
+        In float32, on the processor, as `draw`; what the rows hold in the column does not count.
+        """
+        bias, parts = self._split(parameters, HOST)
+        before = np.repeat(bias.float().numpy()[:, None], len(bins), axis=1)
+        for c in range(column):
+            before += parts[c][0].float().numpy().T.take(bins[:, c], axis=1)
+        own = _log_softmax(before, parts[column])
+        for level in range(self.bins[column] if column < len(parts) - 1 else 0):
+            a = before + parts[column][0].float().numpy()[level][:, None]
+            for c in range(column + 1, len(parts)):
+                own[level] += np.take_along_axis(_log_softmax(a, parts[c]), bins[None, :, c], 0)[0]
+                if c < len(parts) - 1:
+                    a += parts[c][0].float().numpy().T.take(bins[:, c], axis=1)
+        return np.ascontiguousarray(own.T, dtype=np.float64)
+
     def _block(
         self, weights: Weights, bins: Bins2, row_weight: Floats, clip: float | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -224,6 +242,16 @@ class Nade:
             if c < len(parts) - 1:
                 a += embed.float().numpy().T.take(out[c], axis=1, out=active, mode="clip")
         return out.T, log_weight
+
+
+def _log_softmax(a: NDArray[np.float32], part: tuple[torch.Tensor, ...]) -> NDArray[np.float32]:
+    """log p of each bin of a column [bins, rows], from the sums before it [hidden, rows]."""
+    _, head, level = part
+    z: NDArray[np.float32] = np.matmul(head.float().numpy().T, np.maximum(a, np.float32(0.0)))
+    z += level.float().numpy()[:, None]
+    z -= z.max(axis=0)
+    z -= np.log(np.exp(z).sum(axis=0))
+    return z
 
 
 def _padded(bins: Bins2, row_weight: Floats, rows: int) -> tuple[Bins2, Floats]:

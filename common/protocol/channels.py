@@ -10,7 +10,7 @@ one message and the nonce may be zero.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -98,11 +98,14 @@ class Directory:
     """Whom a run knows: identities (from the plan) and the channel keys that they signed.
 
     A site without a channel key takes no part; how many may be missing is the threshold's business.
+    agreed: own site -> {peer's channel key: their X25519 secret}, filled by `seal_shares` and `open_shares`. Channel
+    keys last a run, so the secret is the same in each round; it is as secret as the key, and goes with this object.
     """
 
     run_id: str
     identities: Mapping[str, Ed25519PublicKey]
     channels: Mapping[str, bytes]
+    agreed: dict[str, dict[bytes, bytes]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def verified(
@@ -129,9 +132,14 @@ def seal_shares(
     round_key: bytes,
     sender: str,
     receiver: str,
+    agreed: dict[bytes, bytes] | None = None,
 ) -> bytes:
-    """Encrypt (seed share, key share), 33 bytes each, from sender to receiver: 82 bytes."""
-    key = _key(private, public, context=context, round_key=round_key, sender=sender, receiver=receiver)
+    """Encrypt (seed share, key share), 33 bytes each, from sender to receiver: 82 bytes.
+
+    agreed: secrets that this private key has agreed on before, by public key; looked up and added to.
+    """
+    secret = _secret(private, public, agreed)
+    key = _key(secret, context=context, round_key=round_key, sender=sender, receiver=receiver)
     return ChaCha20Poly1305(key).encrypt(_NONCE, b"".join(shares), None)
 
 
@@ -144,9 +152,11 @@ def open_shares(
     round_key: bytes,
     sender: str,
     receiver: str,
+    agreed: dict[bytes, bytes] | None = None,
 ) -> tuple[bytes, bytes]:
     """(seed share, key share) that the sender sealed for exactly this round and receiver; else SUM-SEAL."""
-    key = _key(private, public, context=context, round_key=round_key, sender=sender, receiver=receiver)
+    secret = _secret(private, public, agreed)
+    key = _key(secret, context=context, round_key=round_key, sender=sender, receiver=receiver)
     try:
         plain = ChaCha20Poly1305(key).decrypt(_NONCE, sealed, None)
     except InvalidTag:
@@ -156,11 +166,18 @@ def open_shares(
     return plain[:SHARE_BYTES], plain[SHARE_BYTES:]
 
 
-def _key(
-    private: X25519PrivateKey, public: bytes, *, context: str, round_key: bytes, sender: str, receiver: str
-) -> bytes:
+def _secret(private: X25519PrivateKey, public: bytes, agreed: dict[bytes, bytes] | None) -> bytes:
+    found = None if agreed is None else agreed.get(public)
+    if found is None:
+        found = agree(private, public)
+        if agreed is not None:
+            agreed[public] = found
+    return found
+
+
+def _key(secret: bytes, *, context: str, round_key: bytes, sender: str, receiver: str) -> bytes:
     return derive(
-        agree(private, public),
+        secret,
         "shares",
         context=context,
         round_key=round_key.hex(),

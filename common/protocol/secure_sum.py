@@ -94,7 +94,7 @@ class SiteRound:
     state is never restored over a newer one.
     """
 
-    __slots__ = ("_channel", "_context", "_directory", "_identity", "_memory", "params", "site")
+    __slots__ = ("_agreed", "_channel", "_context", "_directory", "_identity", "_memory", "params", "site")
 
     def __init__(
         self,
@@ -120,6 +120,7 @@ class SiteRound:
         self._identity = identity
         self._channel = channel
         self._directory = directory
+        self._agreed = directory.agreed.setdefault(site, {})  # `own` and `mine` agree: the key is this one
         self._context = params.digest()
         self._memory = _Memory()
 
@@ -315,6 +316,7 @@ class SiteRound:
                 round_key=round_key,
                 sender=self.site,
                 receiver=peer,
+                agreed=self._agreed,
             ).hex()
             for peer in parties
             if peer != self.site
@@ -367,6 +369,7 @@ class SiteRound:
                 round_key=peer.round_key,
                 sender=peer.site,
                 receiver=self.site,
+                agreed=self._agreed,
             )
         return opened
 
@@ -387,11 +390,12 @@ class SiteRound:
             raise ProtocolError("SUM-SENDER", "a signature of a site that is not in the survivor set")
         if len(request.votes) < self.params.survivors:
             raise _too_few("signatures", len(request.votes), self.params.survivors)
+        ballot = request.chosen.digest()  # of all names, so once and not for every vote
         for site, signature in request.votes.items():
             verify_statement(
                 self._directory.identities[site],
                 VOTE_PURPOSE,
-                self._vote(request.chosen, site, signature).statement(),
+                SurvivorVote(context=self._context, ballot=ballot, site=site, signature=signature).statement(),
                 signature,
                 code="SUM-SIGNATURE",
             )

@@ -53,10 +53,12 @@ def combine(shares: Mapping[int, int], lagrange: Mapping[int, int], *, prime: in
 
 
 def _horner(coefficients: Sequence[int], x: int, prime: int) -> int:
-    value = 0
+    value, limit = 0, prime**4
     for coefficient in reversed(coefficients):
-        value = (value * x + coefficient) % prime
-    return value
+        value = value * x + coefficient
+        if value > limit:  # a party's number is small, so the costly remainder is not needed at every step
+            value %= prime
+    return value % prime
 
 
 def _check(parties: Sequence[int], threshold: int, prime: int) -> None:

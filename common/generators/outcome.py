@@ -1,0 +1,176 @@
+"""The target given the other columns: a logistic law that has the moments that were measured. Free of budget.
+
+A mixture that matches every pair a little says less about the target than was measured about it. Among all laws of the
+target y given the other columns x that have the measured moments E[T(y) φ(x)ᵀ] = G (T, φ: the features of measure.py),
+the one nearest to the generator's own q(y | x) is
+
+    p(y | x) ∝ q(y | x) · exp(T(y)ᵀ A (1, φ(x)))
+
+and A minimises the convex  mean_x log Σ_y q(y | x) exp(T(y)ᵀ A (1, φ(x))) − ⟨A, (0, G)⟩ + ½ RIDGE ‖A‖²,
+x drawn from the generator (maximum entropy: Berger, Della Pietra & Della Pietra 1996, section 3; with noised moments:
+Dudík, Phillips & Schapire 2007, section 4). Its gradient is the gap between the moments, the ridge is what noise and
+the moments of a few patients are not followed to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cohortium.common.generators.base import Floats
+
+if TYPE_CHECKING:
+    from cohortium.common.generators.herding import Targets
+
+MOST_LEVELS = 8
+MOST_UNKNOWNS = 3000
+RIDGE = 1e-3
+ITERATIONS = 30
+NEAR = 1e-10  # what a Newton step must promise to be worth it
+MOST_EXCESS = 256
+POOL = 65536  # rows that a condition on the target is chosen from at once
+Bins2 = NDArray[np.int64]
+Own = Callable[[Bins2], Floats]
+"""The generator's log q(y | x) of rows, up to a constant of the row: [rows, levels]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """column: the target's; slope: A [features of the target, 1 + Σk], 0 for the target's own features."""
+
+    column: int
+    slope: Floats
+
+
+class OutcomeLaw:
+    """p(y | x) of an Outcome, worked out once for many rows. own: see `Own`."""
+
+    def __init__(self, outcome: Outcome, targets: Targets, own: Own) -> None:
+        self.column, self._own = outcome.column, own
+        mine = targets.features[outcome.column]
+        ends = np.cumsum([1] + [f.shape[1] for f in targets.features])
+        self._one_way = targets.one_way[outcome.column]
+        self._constant = mine @ outcome.slope[:, 0]
+        self._tables = [
+            table @ (mine @ outcome.slope[:, a:b]).T
+            for table, a, b in zip(targets.features, ends[:-1], ends[1:], strict=True)
+        ]
+
+    def probabilities(self, bins: Bins2) -> Floats:
+        """[rows, levels], whatever the rows hold in the target's column."""
+        logits = self._own(bins) + self._constant
+        for c, table in enumerate(self._tables):
+            if c != self.column:
+                logits += table.take(bins[:, c], axis=0)
+        logits -= logits.max(axis=1, keepdims=True)
+        p = np.exp(logits)
+        return np.asarray(p / p.sum(axis=1, keepdims=True), dtype=np.float64)
+
+    def redraw(self, bins: Bins2, rng: np.random.Generator, share: Floats | None = None) -> Bins2:
+        """The rows with a new target, of the bins that `share` allows."""
+        p = self.probabilities(bins)
+        if share is not None:
+            p = p * share
+            p[~(p.sum(axis=1) > 0)] = share
+        cumulative = np.cumsum(p, axis=1)
+        at = rng.random(len(bins)) * cumulative[:, -1]
+        out = bins.copy()
+        out[:, self.column] = np.minimum((cumulative <= at[:, None]).sum(axis=1), _last(p))
+        return out
+
+    def conditioned(
+        self, draw: Callable[[int, np.random.Generator], Bins2], rows: int, rng: np.random.Generator, share: Floats
+    ) -> Bins2:
+        """Rows whose target lies where `share` allows, from a `draw` that does not know it.
+
+        Importance resampling: more rows than wanted, the rarer the condition the more, taken by how likely their other
+        columns make it. A row may come twice where the condition is rarer than 1 in MOST_EXCESS.
+        """
+        rate = float(self._one_way @ share)
+        excess = int(min(max(4.0, np.ceil(4.0 / max(rate, 1e-9))), MOST_EXCESS))
+        parts = []
+        each = max(1, POOL // excess)
+        for at in range(0, rows, each):
+            count = min(each, rows - at)
+            pool = draw(excess * count, rng)
+            weight = self.probabilities(pool) @ share
+            if not weight.sum() > 0:
+                weight = np.ones(len(pool))
+            where = (np.arange(count) + rng.random()) / count
+            chosen = np.searchsorted(np.cumsum(weight) / weight.sum(), where).clip(0, len(pool) - 1)
+            parts.append(self.redraw(pool[rng.permutation(chosen)], rng, share))
+        return np.concatenate(parts)
+
+
+def applies(targets: Targets, column: int | None, *, ordered: bool) -> bool:
+    """Whether there is a target of few levels, with measured moments, and a system small enough to solve."""
+    if column is None or ordered or not targets.gram.any():
+        return False
+    levels, width = targets.features[column].shape
+    return 2 <= levels <= MOST_LEVELS and width * (1 + len(targets.gram)) <= MOST_UNKNOWNS
+
+
+def fit_outcome(targets: Targets, column: int, bins: Bins2, own: Own) -> Outcome:
+    """bins [rows, columns]: rows of the generator, whose targets do not count. By Newton steps, each checked."""
+    ends = np.cumsum([0] + [f.shape[1] for f in targets.features])
+    a, b = int(ends[column]), int(ends[column + 1])
+    others = np.concatenate([np.arange(a), np.arange(b, ends[-1])])
+    phi = np.concatenate([f[bins[:, c]] for c, f in enumerate(targets.features) if c != column], axis=1)
+    phi = np.concatenate([np.ones((len(bins), 1)), phi], axis=1)
+    mine, log_q = targets.features[column], own(bins)
+    wanted = np.concatenate([np.zeros((b - a, 1)), targets.gram[a:b, others]], axis=1)
+    ridge = np.full(wanted.shape, RIDGE)
+    ridge[:, 0] = 1e-9  # nothing holds the target's own distribution back
+    slope = np.zeros_like(wanted)
+
+    def value(at: Floats) -> tuple[float, Floats]:
+        logits = log_q + phi @ at.T @ mine.T
+        top = logits.max(axis=1, keepdims=True)
+        p = np.exp(logits - top)
+        total = p.sum(axis=1, keepdims=True)
+        loss = float((top + np.log(total)).mean() - (at * wanted).sum() + 0.5 * (ridge * at**2).sum())
+        return loss, p / total
+
+    loss, p = value(slope)
+    for _ in range(ITERATIONS):
+        mean = p @ mine
+        gradient = mean.T @ phi / len(phi) - wanted + ridge * slope
+        step = -np.linalg.solve(_hessian(p, mine, mean, phi) + np.diag(ridge.ravel()), gradient.ravel())
+        promise = -float(gradient.ravel() @ step)
+        if promise < NEAR:
+            break
+        length = 1.0
+        while True:
+            there = slope + length * step.reshape(slope.shape)
+            new_loss, new_p = value(there)
+            if new_loss <= loss - 1e-4 * length * promise or length < 1e-6:
+                break
+            length /= 2
+        if not new_loss < loss:
+            break
+        slope, loss, p = there, new_loss, new_p
+    out = np.zeros((b - a, 1 + int(ends[-1])))
+    out[:, 0], out[:, 1 + others] = slope[:, 0], slope[:, 1:]
+    return Outcome(column=column, slope=out)
+
+
+def _hessian(p: Floats, mine: Floats, mean: Floats, phi: Floats) -> Floats:
+    """mean_x Cov_y(T | x) ⊗ φφᵀ: [width · unknowns, width · unknowns]."""
+    width, unknowns = mine.shape[1], phi.shape[1]
+    out = np.empty((width, unknowns, width, unknowns))
+    for i in range(width):
+        for j in range(i + 1):
+            spread = p @ (mine[:, i] * mine[:, j]) - mean[:, i] * mean[:, j]
+            block = phi.T @ (phi * spread[:, None]) / len(phi)
+            out[i, :, j, :] = block
+            out[j, :, i, :] = block
+    return out.reshape(width * unknowns, width * unknowns)
+
+
+def _last(p: Floats) -> NDArray[np.int64]:
+    """The last level of each row that has any weight: rounding must not reach one without."""
+    return np.asarray(p.shape[1] - 1 - (p[:, ::-1] > 0).argmax(axis=1), dtype=np.int64)
