@@ -1,4 +1,4 @@
-"""Commands that need no hospital: study new|check, sample, analyze, audit, release, verify, doctor."""
+"""Commands that need no hospital: study new, sample, analyze, audit, release, verify, doctor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from rich.table import Table
 from cohortium.common.errors import StudyError, UsageError
 from cohortium.common.privacy.budget import rounded_up
 from cohortium.common.privacy.plan import Plan
-from cohortium.common.study import Study
 from cohortium.common.terminal import emit, err, failures, out
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -63,31 +62,6 @@ def _say_draft(study: Path, dictionary: Path, guessed: list[str], warning: str) 
     out.print(f"Then: cohortium study check {study} --sites 5")
 
 
-@study_app.command("check")
-def study_check(
-    study: Annotated[Path, typer.Argument(help="study.toml")],
-    sites: Annotated[
-        int | None, typer.Option("--sites", help="How many hospitals; needed if the study does not name them.")
-    ] = None,
-    accept_guessed: AcceptGuessed = False,
-    as_json: AsJson = False,
-) -> None:
-    """Compile the plan and print what it would ask, with which noise, at which price. Reads no data."""
-    with failures(as_json=as_json):
-        from cohortium.server.planning import plan_for
-
-        loaded = Study.load(study)
-        if not accept_guessed:
-            loaded.refuse_guesses()
-        names = loaded.sites
-        if sites is not None:
-            names = tuple(f"site-{i + 1:03d}" for i in range(sites))
-        if not names:
-            raise StudyError("STUDY-SITES", "the study does not name its sites", where=(str(study),), hint="--sites 5")
-        plan, _, _ = plan_for(loaded, names)
-        emit(plan_facts(plan), as_json=as_json, show=lambda: show_plan(plan))
-
-
 def plan_facts(plan: Plan) -> dict[str, Any]:
     """All that `study check` prints, as plain JSON."""
     cumulated = {stage.name: epsilon for stage, epsilon in plan.cumulated()}
@@ -123,19 +97,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
             for relation in ("add-remove", "replace-one")
         },
         "bytes_per_site": plan.bytes_per_site(),
-        "exchanges": plan.exchanges(),
-        "minutes_in_process": round(expected_minutes(plan), 2),
     }
-
-
-def expected_minutes(plan: Plan) -> float:
-    """A rough forecast for `simulate` on two cores: start, then per site and exchange, then the fit.
-
-    The constants are of the order measured with simulations/benchmarks/speed; a network adds its own round trips.
-    """
-    per_exchange_s = 0.012 * len(plan.sites) + 2e-8 * sum(s.repeats * s.max_dim for s in plan.stages)
-    gradient_s = sum(0.03 * s.repeats * s.steps for s in plan.stages if s.kind == "gradient")
-    return (15.0 + plan.exchanges() * per_exchange_s + gradient_s) / 60.0
 
 
 def show_plan(plan: Plan) -> None:
@@ -179,10 +141,7 @@ def show_plan(plan: Plan) -> None:
             f"Holds while at least {plan.shares} honest sites stay to the end of a round (t = {plan.survivors} must "
             f"stay, c = {plan.colluders} may side with the coordinator)."
         )
-    out.print(
-        f"Each site sends at most {plan.bytes_per_site() / 1e6:.1f} MB in {plan.exchanges()} exchanges; about "
-        f"{max(expected_minutes(plan), 0.1):.1f} minutes on one machine."
-    )
+    out.print(f"Each site sends at most {plan.bytes_per_site() / 1e6:.1f} MB.")
 
 
 def sample(

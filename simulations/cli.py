@@ -33,7 +33,7 @@ from cohortium.server import cli as server_cli
 from cohortium.server import consortium_cli
 from cohortium.server.cli import AcceptGuessed, AsJson
 from cohortium.server.showing import evaluation_shown
-from cohortium.simulations import tune_cli
+from cohortium.simulations import study_cli, tune_cli
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +42,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Hospitals that may not share a patient record publish one private synthetic dataset together.",
 )
+server_cli.study_app.command("check")(study_cli.study_check)
 app.add_typer(server_cli.study_app, name="study")
 app.command("tune")(tune_cli.tune)
 app.command("sample")(server_cli.sample)
