@@ -1,6 +1,7 @@
 """Who takes part: our federated runs and their references, peers on the pooled table, and a consortium's other ways.
 
 ours-iid, ours-site, ours-skewed   federated, secure sum, five equal hospitals, the table's real sites, skewed ones
+ours-iid-c0                        as ours-iid, but no hospital may side with the coordinator: the pooled table's noise
 ours-pooled, ours-local            the same budget asked of one table; trust mode `local`
 NAME, NAME+oracle                  a peer that sees all rows in one place; oracle: told bins from the raw rows
 NAME                               a baseline on five equal hospitals
@@ -35,13 +36,18 @@ CONTENDER, POOLED = "ours-iid", "ours-pooled"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """One way to make a synthetic table. part: the peer's or baseline's own name; split: of the hospitals."""
+    """One way to make a synthetic table.
+
+    part: the peer's or baseline's own name; split: of the hospitals; colluders: how many of them a secure sum tolerates
+    beside the coordinator, which costs noise.
+    """
 
     name: str
     family: Family
     part: str = ""
     split: str = ""
     bins: str = ""
+    colluders: int = 1
 
     @property
     def private(self) -> bool:
@@ -58,6 +64,7 @@ class Method:
 
 OURS = (
     Method(name=CONTENDER, family="ours", split="iid"),
+    Method(name="ours-iid-c0", family="ours", split="iid", colluders=0),
     Method(name="ours-site", family="ours", split="site"),
     Method(name="ours-skewed", family="ours", split="skewed"),
     Method(name=POOLED, family="pooled"),

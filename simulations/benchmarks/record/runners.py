@@ -80,6 +80,7 @@ class Runners:
             rows=len(table.train),
             folder=folder / "out",
             local=method.family == "local",
+            colluders=method.colluders,
         )
         child.write_job(folder / "job.json", job, baseline=method.part or None)
         command = [sys.executable, "-m", f"{__package__}.child", str(folder / "job.json")]

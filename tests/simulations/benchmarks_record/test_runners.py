@@ -97,6 +97,7 @@ def test_references_need_no_process(make: Runners, table: Prepared, tmp_path: Pa
     ("method", "split", "local", "baseline"),
     [
         (Method(name="ours-iid", family="ours", split="iid"), "iid:5", False, None),
+        (Method(name="ours-iid-c0", family="ours", split="iid", colluders=0), "iid:5", False, None),
         (Method(name="ours-skewed", family="ours", split="skewed"), "dirichlet:ill:5:0.5", False, None),
         (Method(name="ours-pooled", family="pooled"), None, False, None),
         (Method(name="ours-local", family="local", split="iid"), "iid:5", True, None),
@@ -119,6 +120,7 @@ def test_ours_and_baselines_run_on_one_thread_with_their_split(
     def measured(command: list[str], *, limits: Limits, words: Path, environment: dict[str, str]) -> Measured:
         job, name = child.read_job(Path(command[-1]))
         assert (job.split, job.local, name, job.rows, job.epsilon) == (split, local, baseline, 6, 2.0)
+        assert job.colluders == method.colluders
         assert limits == LIMITS and {k: environment[k] for k in ONE_THREAD} == ONE_THREAD
         assert not (job.folder / "out").exists()
         return Measured(failure="over 5 CPU s", wall_s=1.0, cpu_s=5.1, peak_mb=2.0)
