@@ -177,7 +177,7 @@ def _simulate(
     plan = RunFolder(root=folder).plan()
     with _watched(plan.releases) as (bar, stop):
         try:
-            chosen = engines.Ray() if engine == "ray" else engines.InProcess(threads=1)
+            chosen = engines.Ray() if engine == "ray" else engines.InProcess(threads=engines.SITES_AT_ONCE)
             run(folder, engine=chosen, on_event=bar.on_event, stop=stop.is_set)
         except Stopped:
             bar.close()

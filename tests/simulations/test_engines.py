@@ -64,6 +64,26 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run(three_exchanges, sites=sites(home), engine=plain, log=home / "e.log", opener=Chain)
 
 
+@pytest.mark.parametrize("engine", [InProcess(threads=4), InProcess(threads=4, wire=False)])
+def test_sums_of_sites_side_by_side_keep_to_one_thread(tmp_path: Path, engine: InProcess) -> None:
+    """The setting is the process's: were each site to put it back, another one's sum would change its order."""
+    import torch
+
+    seen: list[int] = []
+
+    def work(courier: GridCourier) -> None:
+        three_exchanges(courier)
+        seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(work, sites=sites(tmp_path), engine=engine, log=tmp_path / "e.log", opener=Chain)
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("engine", [InProcess(), InProcess(threads=2), InProcess(threads=4, wire=False)])
 def test_in_process_same_bytes(tmp_path: Path, expected: str, engine: InProcess) -> None:
     got = run(three_exchanges, sites=sites(tmp_path), engine=engine, log=tmp_path / "e.log", opener=Chain)
