@@ -30,6 +30,7 @@ LEARNING_RATE = 0.03
 LOCAL_RATE = 0.5  # of the sites' own steps, plain SGD
 AVERAGE = 0.9
 SAMPLING_RATE = 0.25
+MANY_SITES = 30
 
 
 def hidden_for(facts: Facts) -> int:
@@ -38,10 +39,10 @@ def hidden_for(facts: Facts) -> int:
 
 
 def dp_steps(facts: Facts) -> int:
-    """Rounds of DP-SGD by public rule: few patients gain nothing from many noisy steps."""
-    if facts.patients is not None and facts.patients < 2000:
-        return 40
-    return 100
+    """Rounds of DP-SGD by public rule: few patients gain nothing from many noisy steps, and a secure sum of many
+    sites, in which each meets each other, makes a round dear (docs/generators.md has what fewer rounds cost)."""
+    few = facts.patients is not None and facts.patients < 2000
+    return 40 if few or facts.sites > MANY_SITES else 100
 
 
 def gradient_phase(facts: Facts, share: float, steps: int) -> Phase:

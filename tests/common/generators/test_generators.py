@@ -196,3 +196,19 @@ def test_an_unknown_generator_is_told() -> None:
     with pytest.raises(StudyError, match="mixtrue") as caught:
         generator("mixtrue", facts_for(ONE, grids_of(ONE)))
     assert "joined" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("patients", "sites", "rounds"), [(1999, 5, 40), (2000, 5, 100), (2000, 30, 100), (2000, 31, 40), (None, 5, 100)]
+)
+def test_few_patients_and_many_sites_have_fewer_rounds(patients: int | None, sites: int, rounds: int) -> None:
+    facts = Facts(
+        columns=(("number", 50, False), ("level", 4, True)),
+        epsilon=3.0,
+        patients=patients,
+        sites=sites,
+        mode="secure-sum",
+        target=1,
+    )
+    for name in ("joined", "autoregressive"):
+        assert [p.repeats for p in generator(name, facts).phases(facts)][-1] == rounds
