@@ -17,7 +17,7 @@ from cohortium.common.generators.herding import EXCESS, Herder, Targets, towards
 from cohortium.common.generators.measure import Measured
 from cohortium.common.generators.nade import Nade
 from cohortium.common.generators.outcome import Outcome, OutcomeLaw, applies, fit_outcome
-from cohortium.common.generators.sampling import BLOCK, Allowed, Placer, bin_share
+from cohortium.common.generators.sampling import BLOCK, Allowed, Placer, bin_share, resampled
 from cohortium.common.generators.threads import one_thread
 
 CONDITION_EXCESS = 4
@@ -146,9 +146,7 @@ class NadeModel:
         def conditioned(rows: int, rng: np.random.Generator) -> Bins2:
             drawn, log_weight = network.draw(self.parameters, CONDITION_EXCESS * rows, rng, shares)
             weight = np.exp(log_weight - log_weight.max())
-            at = (np.arange(rows) + rng.random()) / rows  # systematic resampling: few rows twice
-            cumulative = np.cumsum(weight) / weight.sum()
-            return drawn[rng.permutation(np.searchsorted(cumulative, at).clip(0, len(drawn) - 1))]
+            return drawn[resampled(weight, rows, rng)]
 
         return conditioned if shares else free
 

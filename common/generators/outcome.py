@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cohortium.common.generators.base import Floats
+from cohortium.common.generators.sampling import resampled
 
 if TYPE_CHECKING:
     from cohortium.common.generators.herding import Targets
@@ -100,9 +101,7 @@ class OutcomeLaw:
             weight = self.probabilities(pool) @ share
             if not weight.sum() > 0:
                 weight = np.ones(len(pool))
-            where = (np.arange(count) + rng.random()) / count
-            chosen = np.searchsorted(np.cumsum(weight) / weight.sum(), where).clip(0, len(pool) - 1)
-            parts.append(self.redraw(pool[rng.permutation(chosen)], rng, share))
+            parts.append(self.redraw(pool[resampled(weight, count, rng)], rng, share))
         return np.concatenate(parts)
 
 

@@ -76,6 +76,13 @@ def bin_share(bins: Bins, allowed: NDArray[np.bool_]) -> Floats:
     return np.clip(share, 0.0, 1.0)
 
 
+def resampled(weight: Floats, rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Indices [rows] of rows taken by their weight, in random order: systematic resampling, few rows twice."""
+    at = (np.arange(rows) + rng.random()) / rows
+    cumulative = np.cumsum(weight) / weight.sum()
+    return np.asarray(rng.permutation(np.searchsorted(cumulative, at).clip(0, len(weight) - 1)), dtype=np.int64)
+
+
 def conditions(
     schema: Schema, grids: tuple[Grid, ...], where: Mapping[str, object] | None
 ) -> dict[int, NDArray[np.bool_]]:

@@ -33,7 +33,7 @@ from cohortium.server.evaluate import evaluate
 from cohortium.server.finish import publish, sample
 from cohortium.server.runs import RunCourier, RunFolder, drive
 from cohortium.simulations import engines
-from cohortium.simulations.benchmarks.memory import _peak
+from cohortium.simulations.benchmarks.memory import peak_bytes
 from cohortium.simulations.benchmarks.record.ours import Counting
 from cohortium.simulations.benchmarks.stream_round import _guard
 from cohortium.simulations.benchmarks.tables import made_up, write_study
@@ -236,7 +236,7 @@ def whole(study: Path, table: Path, split: str, out: Path) -> dict[str, Any]:
         "received": max(counted[0].down.values()),
         "cpu_s": time.process_time(),
         "wall_s": time.monotonic() - began,
-        "peak_mb": _peak() / 1e6,
+        "peak_mb": peak_bytes() / 1e6,
     }
 
 
@@ -264,17 +264,9 @@ def parties(out: Path) -> dict[str, float]:
             log=out / "run" / "flower.log",
             opener=lambda directory: SocketGuard(places[directory.name]),
         )
-        peaks = [_peak_of(guard.pid) for guard in guards.values()]
+        peaks = [peak_bytes(guard.pid) for guard in guards.values()]
     finish(out, score=False)
-    return {"hospital_mb": max(peaks) / 1e6, "coordinator_mb": _peak() / 1e6}
-
-
-def _peak_of(pid: int) -> int:
-    """Bytes that another process of this machine took at most."""
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    raise UsageError("BENCH-PEAK", "this system does not tell a process's peak memory")
+    return {"hospital_mb": max(peaks) / 1e6, "coordinator_mb": peak_bytes() / 1e6}
 
 
 # ---- processes ----------------------------------------------------------------------------------------------

@@ -36,12 +36,17 @@ def measure(*, rows: int = ROWS, sites: int = SITES, limit_gb: float = LIMIT_GB)
     )
 
 
-def _peak() -> int:
-    """Bytes. From /proc where there is one: getrusage also counts what the process was before it became this program,
-    so a test worker's own size would be measured."""
+def peak_bytes(pid: int | None = None) -> int:
+    """What this process, or another of this machine, took at most.
+
+    From /proc where there is one: getrusage also counts what the process was before it became this program, so a test
+    worker's own size would be measured. Raises OSError for another process where there is none.
+    """
     try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
+        status = Path(f"/proc/{pid or 'self'}/status").read_text(encoding="ascii")
     except OSError:
+        if pid is not None:
+            raise
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
 
@@ -54,7 +59,7 @@ def simulate(rows: int, sites: int) -> dict[str, dict[str, float]]:
     def reached(stage: str) -> None:
         nonlocal begun
         now = time.perf_counter()
-        peak = _peak()
+        peak = peak_bytes()
         stages[stage] = {"peak_gb": round(peak / 1e9, 3), "seconds": round(now - begun, 1)}
         begun = now
 

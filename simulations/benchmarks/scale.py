@@ -170,13 +170,13 @@ def study(folder: Path, task: Task) -> Measured:
     begun, used = time.perf_counter(), time.process_time()
     last = [begun, used]
     from cohortium.simulations import engines
-    from cohortium.simulations.benchmarks.memory import _peak as peak
+    from cohortium.simulations.benchmarks.memory import peak_bytes
     from cohortium.simulations.finish import finish
     from cohortium.simulations.run import Request, prepare, run
 
     def reached(stage: str) -> None:
         now, cpu = time.perf_counter(), time.process_time()
-        stages[stage] = {"seconds": now - last[0], "cpu_seconds": cpu - last[1], "peak_mb": peak() / 1e6}
+        stages[stage] = {"seconds": now - last[0], "cpu_seconds": cpu - last[1], "peak_mb": peak_bytes() / 1e6}
         last[:] = now, cpu
         print(f"    {task.sites} sites, ε = {task.epsilon:g}: {stage} {stages[stage]}", file=sys.stderr, flush=True)
 
