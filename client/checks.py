@@ -13,7 +13,7 @@ import pwd
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,6 +76,11 @@ def run_checks(site: Site, *, dictionary: Path | None = None, network: bool = Tr
 
     dictionary: hold the table against this file; else against every approved proposal. network: look at the ports.
     """
+    return [one for found in each_check(site, dictionary=dictionary, network=network) for one in found]
+
+
+def each_check(site: Site, *, dictionary: Path | None = None, network: bool = True) -> Iterator[list[Check]]:
+    """The same, one step after the other, for whoever wants to watch; a step has one check or more."""
     steps: list[tuple[str, Callable[[], list[Check]]]] = [
         ("policy", lambda: [check_policy(site)]),
         ("files and modes", lambda: [check_modes(site)]),
@@ -94,17 +99,16 @@ def run_checks(site: Site, *, dictionary: Path | None = None, network: bool = Tr
     ]
     if network:
         steps.insert(8, ("ports", lambda: check_ports(site)))
-    found: list[Check] = []
     for name, step in steps:
         try:
-            found += step()
+            found = step()
         except CohortiumError as error:
-            found.append(fail(name, error.code, error.sentence + _places(error), error.hint))
+            found = [fail(name, error.code, error.sentence + _places(error), error.hint)]
         except PermissionError:
-            found.append(skip(name, "this user may not look: run the command as the site's owner"))
+            found = [skip(name, "this user may not look: run the command as the site's owner")]
         except OSError as error:
-            found.append(fail(name, "cannot be checked", error.strerror or type(error).__name__, "is the disk sound?"))
-    return found
+            found = [fail(name, "cannot be checked", error.strerror or type(error).__name__, "is the disk sound?")]
+        yield found
 
 
 def _places(error: CohortiumError) -> str:
@@ -137,22 +141,33 @@ def check_policy(site: Site) -> Check:
 def check_modes(site: Site) -> Check:
     private = [site.guard, site.courier, site.officer, site.officer / "officer.key"]
     private += [site.guard / name for name in GUARD_SECRETS] + [site.courier / name for name in COURIER_SECRETS]
-    seen = 0
+    seen, others = 0, []
     for path in private:
         if not os.path.lexists(path):
+            continue
+        if path in private[:3] and _of_another(path):  # guard and courier are two users: each looks after its own
+            others.append(path.name)
             continue
         seen += 1
         found = too_open(path)
         if found is not None:
             return fail("files and modes", found.code, f"{path}: {found.sentence}", found.hint)
-    if os.path.lexists(site.run):
+    if os.path.lexists(site.run) and not _of_another(site.run):
         found = too_open(site.run, group=True)
         if found is not None:
             return fail("files and modes", found.code, f"{site.run}: {found.sentence}", found.hint)
-    missing = [path.name for path in (site.policy_path, site.guard / "ledger.db") if not path.exists()]
+    guards = (site.policy_path, site.guard / "ledger.db")
+    missing = [] if site.guard.name in others else [path.name for path in guards if not path.exists()]
     if missing:
         return fail("files and modes", "missing", f"SITE/guard lacks {', '.join(missing)}", "restore it, or init anew")
-    return ok("files and modes", f"{seen} keys and directories, all closed to others")
+    more = f"; another user's: {', '.join(others)}" if others else ""
+    return ok("files and modes", f"{seen} keys and directories, all closed to others{more}")
+
+
+def _of_another(path: Path) -> bool:
+    """Whether a place belongs to another user and is closed to this one, as two users' places should be."""
+    status = os.lstat(path)
+    return os.geteuid() not in (0, status.st_uid) and status.st_uid != 0 and not status.st_mode & 0o007
 
 
 def check_users(site: Site) -> Check:

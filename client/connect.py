@@ -31,7 +31,7 @@ from cohortium.common.protocol.certificates import (  # before grpc: it turns TL
 import grpc  # isort: skip
 
 from cohortium.common.errors import CohortiumError, PeerUnreachable, ProtocolError, Refused, UsageError
-from cohortium.common.protocol.service import MOST_RELAY_BYTES, ServiceCode, code_of
+from cohortium.common.protocol.service import MOST_RELAY_BYTES, ServiceCode, code_of, user_agent
 from cohortium.common.protocol.sockets import client_options
 
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}")
@@ -203,7 +203,11 @@ def open_channel(courier: Path) -> grpc.Channel:
 
 def connect_with(address: str, root: bytes, chain: bytes | None = None, key: bytes | None = None) -> grpc.Channel:
     """A channel with given credentials (PEM); with chain and key mutual TLS."""
-    options = [*client_options(max_envelope_bytes=MOST_RELAY_BYTES), ("grpc.use_local_subchannel_pool", 1)]
+    options = [
+        *client_options(max_envelope_bytes=MOST_RELAY_BYTES),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.primary_user_agent", user_agent()),
+    ]
     return grpc.secure_channel(address, channel_credentials(root, chain, key), options=options)
 
 

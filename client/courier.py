@@ -53,6 +53,7 @@ from cohortium.client.app import DIRECTORY, SOCKET, close_guards, reconnect_stre
 from cohortium.client.app import app as client_app
 from cohortium.client.supernode import TAKEN_FOR_S, SuperNode, sign_off, start_supernode
 from cohortium.common.errors import CohortiumError, UsageError
+from cohortium.common.logs import entry
 from cohortium.common.modes import refuse_all, refuse_open
 from cohortium.common.processes import stopping
 from cohortium.common.protocol.certificates import renew_at
@@ -245,13 +246,14 @@ def run_courier(directory: Path, stop: threading.Event, *, app: App | None = Non
     while not stop.wait(pause):
         asked = time.monotonic()
         if not _signed_off(settings):
-            say("the SuperNode that ran before cannot be signed off yet; waiting until it is, or its time is up")
+            told = "the SuperNode that ran before cannot be signed off yet; waiting until it is, or its time is up"
+            say("COURIER-WAITS", told)
             until = time.monotonic() + TAKEN_FOR_S
             while time.monotonic() < until and not _signed_off(settings):  # the coordinator may only be restarting
                 if stop.wait(SIGN_OFF_AGAIN_S):
                     return
         node = start_supernode(directory, fleet_address=settings.fleet_address, stock_pace=stock_pace)
-        say("SuperNode started")
+        say("COURIER-STARTED", "SuperNode started")
         try:
             taken = _attend(node, serve, stop)
         finally:
@@ -260,7 +262,8 @@ def run_courier(directory: Path, stop: threading.Event, *, app: App | None = Non
             return
         lasted = time.monotonic() - asked
         pause = FIRST_PAUSE_S if lasted > WELL_AFTER_S or pause == 0.0 else min(pause * 2, TAKEN_FOR_S)
-        say(f"SuperNode ended after {lasted:.0f} s ({'' if taken else 'never '}connected); again in {pause:.0f} s")
+        how = "" if taken else "never "
+        say("COURIER-ENDED", f"SuperNode ended after {lasted:.0f} s ({how}connected); again in {pause:.0f} s")
 
 
 def _signed_off(settings: CourierSettings) -> bool:
@@ -287,7 +290,7 @@ def _attend(node: SuperNode, app: App, stop: threading.Event) -> bool:
         if not known:
             known = node.remember()
             if known:
-                say("connected")
+                say("COURIER-CONNECTED", "connected")
     ended.set()
     worker.join(2.0)
     if not worker.is_alive():
@@ -306,13 +309,15 @@ def _renew(directory: Path, stop: threading.Event) -> None:
                 wait_s = min(left, RENEW_AGAIN_S)
                 continue
             _renewal()(directory)
-            say("certificate renewed")
+            say("COURIER-RENEWED", "certificate renewed")
             reconnect_streams()
             wait_s = 1.0
         except CohortiumError as error:
-            say(f"the certificate was not renewed ({error.code}); trying again in {RENEW_AGAIN_S:.0f} s")
+            told = f"the certificate was not renewed ({error.code}); trying again in {RENEW_AGAIN_S:.0f} s"
+            say("COURIER-NOT-RENEWED", told, error=error.code)
         except Exception as error:
-            say(f"the certificate was not renewed ({type(error).__name__}); trying again in {RENEW_AGAIN_S:.0f} s")
+            told = f"the certificate was not renewed ({type(error).__name__}); trying again in {RENEW_AGAIN_S:.0f} s"
+            say("COURIER-NOT-RENEWED", told)
 
 
 def _renewal() -> Callable[[Path], object]:
@@ -321,9 +326,9 @@ def _renewal() -> Callable[[Path], object]:
     return renew
 
 
-def say(text: str) -> None:
-    """A line for whoever reads the courier's output; it never leaves this machine."""
-    print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} courier: {text}", file=sys.stderr, flush=True)
+def say(code: str, text: str, /, **facts: Any) -> None:
+    """A line for whoever reads the courier's output (common/logs.py); it never leaves this machine."""
+    print(entry(code, text, **facts).json(), file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str]) -> int:

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cohortium.client.policy import Policy
 from cohortium.common.errors import ProtocolError, Refused
 from cohortium.common.privacy import chain, witness
-from cohortium.common.privacy.accountant import RdpFilter
 from cohortium.common.privacy.budget import Mode
+from cohortium.common.privacy.cap import private
 from cohortium.common.privacy.chain import REHEARSAL, Checkpoint
 from cohortium.common.privacy.entropy import Purpose, SystemEntropy
 from cohortium.common.privacy.ledger import Ledger
@@ -130,13 +130,7 @@ class Gate:
                 "something was computed here without noise, or with noise from a seed: no cap can hold any more",
                 hint="a rehearsal's ledger is not a hospital's: start with a new site directory",
             )
-        cap = RdpFilter(
-            epsilon=self._policy.lifetime_epsilon,
-            delta=self._policy.lifetime_delta,
-            hospitals=self._policy.hospitals,  # the same for every plan, or the cap's meaning would change with each
-        )
-        charged = [(event, count) for event, count in self._ledger.charged_events() if event.kind != "non-private"]
-        if not cap.allows([*charged, (stage.event, stage.steps)]):
+        if not self._policy.cap.allows([*private(self._ledger.charged_events()), (stage.event, stage.steps)]):
             raise Refused(
                 "GATE-CAP",
                 "this release would pass the hospital's lifetime cap",
@@ -178,12 +172,14 @@ class Gate:
     def starts(self, run: str, plan: Plan) -> str:
         """Write a line that no copy of this ledger can have too, and give the signed checkpoint that ends in it.
 
-        The nonce is the operating system's, in a rehearsal as well: it protects the ledger and touches no release.
+        With `tell_cap` in the policy the line also says the lifetime cap: an officer's number, not the records'. The
+        nonce is the operating system's, in a rehearsal as well: it protects the ledger and touches no release.
         """
         if len(self._ledger.book.noted(chain.START, run)) >= MAX_STARTS:
             raise Refused("GATE-STARTS", f"this run was begun {MAX_STARTS} times", hint="start a new run")
         nonce = SystemEntropy().key(Purpose(label="start", run=run, release=0))[:16].hex()
-        self._ledger.note(chain.START, run=run, plan=plan.digest, nonce=nonce)
+        told = {"cap": self._policy.cap.to_json()} if self._policy.tell_cap else {}
+        self._ledger.note(chain.START, run=run, plan=plan.digest, nonce=nonce, **told)
         return self._ledger.checkpoint()
 
     def begun(self, run: str) -> Checkpoint:

@@ -37,6 +37,7 @@ from cohortium.client.vault import Vault
 from cohortium.client.witness import MAX_NOTE, Witness
 from cohortium.common.encoding import Records, grids
 from cohortium.common.errors import CohortiumError, ProtocolError, Refused
+from cohortium.common.logs import entry
 from cohortium.common.privacy import chain, witness
 from cohortium.common.privacy.entropy import (
     Entropy,
@@ -137,9 +138,11 @@ class Guard:
         with self._thread:
             try:
                 with self._alone():
-                    return self._answer(envelope)
+                    answer = self._answer(envelope)
             except OSError as error:  # not even the lock can be had
-                return self._refuse(INTERNAL, *_failure(error))
+                answer = self._refuse(INTERNAL, *_failure(error))
+            self._count(answer)
+            return answer
 
     def _read_settings(self) -> None:
         stamp = _stamp(self._directory)
@@ -622,14 +625,24 @@ class Guard:
 
     def _note(self, local_code: str, sentence: str, *, code: str = "") -> None:
         """A line in the site's own log."""
-        entry = {"at": int(time.time()), "code": code, "local": local_code, "sentence": sentence}
+        facts: dict[str, Any] = {"local": local_code, **({"sent": code} if code else {})}
+        line = entry("GUARD-REFUSED" if code else "GUARD-NOTED", sentence, site=self.site, **facts)
+        self._log("guard.log", line.json())
+
+    def _count(self, answer: bytes) -> None:
+        """A line about an envelope that is handed out: when, kind, run, how many bytes; none of its words."""
+        header = json.loads(answer[8 : 8 + int.from_bytes(answer[4:8], "big")])
+        facts = {"kind": header["kind"], "run": header["fields"].get("run", ""), "bytes": len(answer)}
+        self._log("sent.log", json.dumps({"at": int(time.time()), **facts, "sha256": digest(answer)}))
+
+    def _log(self, name: str, line: str) -> None:
         # A full disk must not turn a refusal into an exception with words.
-        path = self._directory / "guard.log"
+        path = self._directory / name
         with contextlib.suppress(OSError):
             if path.exists() and path.stat().st_size > MOST_LOG_BYTES:  # refusals alone shall not fill the disk
-                os.replace(path, path.with_name("guard.log.1"))
+                os.replace(path, path.with_name(f"{name}.1"))
             with open(path, "a", encoding="utf-8") as log:
-                log.write(json.dumps(entry) + "\n")
+                log.write(line + "\n")
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

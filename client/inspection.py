@@ -17,8 +17,9 @@ from cohortium.client.approval import Approval, officers_of
 from cohortium.client.policy import Policy
 from cohortium.client.site import Site
 from cohortium.common.errors import CohortiumError, Refused
-from cohortium.common.privacy.accountant import RdpFilter, epsilon
+from cohortium.common.privacy.accountant import epsilon
 from cohortium.common.privacy.budget import Event
+from cohortium.common.privacy.cap import private
 from cohortium.common.privacy.chain import REHEARSAL
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan
@@ -52,19 +53,17 @@ class Account:
 
 def account(policy: Policy, charges: Charges) -> Account:
     """The account of some charges under a policy's cap."""
-    private = [(event, count) for event, count in charges if event.kind != "non-private"]
-    cap = RdpFilter(epsilon=policy.lifetime_epsilon, delta=policy.lifetime_delta, hospitals=policy.hospitals)
+    charges = list(charges)
     return Account(
         epsilon=epsilon(charges, delta=policy.lifetime_delta, hospitals=policy.hospitals),
-        used=sum(cap.price(event, count) for event, count in private) / cap.room,
-        non_private=len(private) != len(list(charges)),
+        used=policy.cap.used(charges),
+        non_private=any(event.kind == "non-private" for event, _ in charges),
     )
 
 
 def fits(policy: Policy, charges: Charges) -> bool:
     """Whether all charges together stay inside the cap, by the rule of the gate."""
-    cap = RdpFilter(epsilon=policy.lifetime_epsilon, delta=policy.lifetime_delta, hospitals=policy.hospitals)
-    return cap.allows([(event, count) for event, count in charges if event.kind != "non-private"])
+    return policy.cap.allows(private(charges))
 
 
 def read_charges(site: Site) -> list[tuple[Event, int]]:

@@ -5,9 +5,9 @@
           (postgresql://, sqlite:///, duckdb:///) with query or query_file; password: where the password lies
           (env:, file:, keyring:), never the password; one_row = false where a query gives several rows a patient
 [policy]  lifetime_epsilon, lifetime_delta, unit, hospitals, minimum_sites, minimum_colluders, minimum_patients,
-          generators, strategies, evaluation. May be absent: attacks (absent: false); peers, {name = hex of a site's
-          key}; officers, a list of hex keys (absent: the one in officer.pub) with officers_needed, how many of them
-          must sign (absent: 1)
+          generators, strategies, evaluation. May be absent: attacks and tell_cap (absent: false); peers, {name =
+          hex of a site's key}; officers, a list of hex keys (absent: the one in officer.pub) with officers_needed,
+          how many of them must sign (absent: 1)
 [rehearsal]  seed, noise: only in simulations and rehearsals; a guard with it never claims privacy
 
 One directory, one source, one ledger: the lifetime cap is the cap of this source.
@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cohortium.client.references import check_reference, refuse_literal_secret
 from cohortium.common.errors import Refused, UsageError
+from cohortium.common.privacy.cap import Cap
 from cohortium.common.privacy.chain import is_hex
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.study import toml_text
@@ -38,8 +39,8 @@ KNOWN = {
     "data": {"table", "query", "query_file", "password", "one_row"},
     "policy": {
         *("lifetime_epsilon", "lifetime_delta", "unit", "hospitals", "minimum_sites", "minimum_colluders"),
-        *("minimum_patients", "generators", "strategies", "evaluation", "attacks", "peers", "officers"),
-        "officers_needed",
+        *("minimum_patients", "generators", "strategies", "evaluation", "attacks", "tell_cap", "peers"),
+        *("officers", "officers_needed"),
     },
     "rehearsal": {"seed", "noise"},
 }
@@ -62,8 +63,9 @@ class Policy:
     `hospitals` hospitals. unit: the column that names the patient, or "row". minimum_colluders: how many of the
     others the hospital does not want to trust. peers: (name, hex of the Ed25519 key) of every site it knows; None
     takes any, then the officer compares fingerprints. attacks: whether training patients may be asked what tells how
-    well an attack on the table works, as a noised sum. officers: hex of the keys that may approve; None: the one in
-    officer.pub. query, query_file, password, several_rows: for a database only.
+    well an attack on the table works, as a noised sum. tell_cap: whether the coordinator is told the lifetime cap.
+    officers: hex of the keys that may approve; None: the one in officer.pub. query, query_file, password,
+    several_rows: for a database only.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Policy:
     officers: tuple[str, ...] | None = None
     officers_needed: int = 1
     attacks: bool = False
+    tell_cap: bool = False
 
     def __post_init__(self) -> None:
         finite = math.isfinite(self.lifetime_epsilon) and self.lifetime_epsilon > 0
@@ -101,6 +104,11 @@ class Policy:
             raise UsageError("SITE-POLICY", "a peer's key is the hex of 32 bytes")
         _check_source(self)
         _check_officers(self)
+
+    @property
+    def cap(self) -> Cap:
+        """The lifetime cap: the same for every plan, or its meaning would change with each."""
+        return Cap(epsilon=self.lifetime_epsilon, delta=self.lifetime_delta, hospitals=self.hospitals)
 
     @property
     def database(self) -> bool:
@@ -134,6 +142,7 @@ class Policy:
                 strategies=_words(policy["strategies"]),
                 evaluation=_boolean(policy["evaluation"]),
                 attacks=_boolean(policy.get("attacks", False)),
+                tell_cap=_boolean(policy.get("tell_cap", False)),
                 peers=None if "peers" not in policy else _peers(policy["peers"]),
                 rehearsal=None
                 if rehearsal is None
@@ -185,6 +194,7 @@ class Policy:
             f"strategies = {toml_text(list(self.strategies))}",
             f"evaluation = {str(self.evaluation).lower()}",
             *(["attacks = true"] if self.attacks else []),
+            *(["tell_cap = true"] if self.tell_cap else []),
         ]
         if self.peers is not None:
             pins = ", ".join(f"{toml_text(name)} = {toml_text(key)}" for name, key in self.peers)

@@ -105,7 +105,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("lifetime_epsilon", "lifetime_delta"), (int, float)),
     **dict.fromkeys(("hospitals", "minimum_sites", "minimum_colluders", "minimum_patients", "officers_needed"), (int,)),
     **dict.fromkeys(("generators", "strategies", "officers"), (list,)),
-    **dict.fromkeys(("evaluation", "one_row", "attacks"), (bool,)),
+    **dict.fromkeys(("evaluation", "one_row", "attacks", "tell_cap"), (bool,)),
     "peers": (dict,),
 }
 

@@ -15,6 +15,7 @@ from cohortium.client.gate import CARRIES_RECORDS, CARRIES_SHARES, MAX_TEXT, OUT
 from cohortium.client.policy import Rehearsal
 from cohortium.common.errors import CohortiumError, ProtocolError, Refused
 from cohortium.common.privacy.budget import Event
+from cohortium.common.privacy.cap import Cap
 from cohortium.common.privacy.ledger import Ledger
 from cohortium.common.privacy.plan import Plan
 from cohortium.common.privacy.release import Released
@@ -256,3 +257,15 @@ def test_a_release_leaves_in_the_form_of_its_trust_mode(tmp_path: Path) -> None:
             refuse("GATE-KIND", gate(ledger), message(right, blobs={"values": good, "more": b""}), **given)
             refuse("GATE-KIND", gate(ledger), message(right), **given)
             assert gate(ledger).send(message(right, blobs={"values": good}), **given)
+
+
+# ---- starts -------------------------------------------------------------------------------------------------
+
+
+def test_a_start_says_the_cap_only_where_the_policy_does(ledger: Ledger) -> None:
+    gate(ledger).starts(RUN, plan())
+    assert set(ledger.lines()[-1].body["fields"]) == {"run", "plan", "nonce"}
+    gate(ledger, tell_cap=True).starts(RUN, plan())
+    told = ledger.lines()[-1].body["fields"]
+    assert set(told) == {"run", "plan", "nonce", "cap"}
+    assert Cap.from_json(told["cap"]) == policy("a").cap

@@ -319,7 +319,7 @@ def test_the_words_of_an_error_stay_in_the_sites_own_log(tmp_path: Path) -> None
     consortium.close()
     assert reply.fields == {"code": "REFUSED-DATA"}
     entry = json.loads((consortium.directory("a") / "guard.log").read_text().splitlines()[-1])
-    assert entry["local"] == "TABLE-COLUMN" and "sex" in entry["sentence"]
+    assert entry["local"] == "TABLE-COLUMN" and "sex" in entry["text"]
 
 
 # ---- local steps and resumption -----------------------------------------------------------------------------

@@ -153,6 +153,13 @@ def test_training_patients_are_asked_about_the_table_only_where_the_policy_says_
     assert not Policy.load(tmp_path / "site.toml").attacks
 
 
+def test_the_cap_is_told_only_where_the_officer_says_so(tmp_path: Path) -> None:
+    assert not policy("a").tell_cap
+    for told in (True, False):
+        policy("a", tell_cap=told).save(tmp_path / "site.toml")
+        assert Policy.load(tmp_path / "site.toml").tell_cap is told
+
+
 def test_only_a_rehearsal_without_noise_may_switch_noise_off() -> None:
     policy("a", rehearsal=Rehearsal(noise=False)).check(plan(stages=SILENT))
     for rehearsal in (None, Rehearsal(), Rehearsal(seed=1)):

@@ -40,7 +40,7 @@ def log(consortium: Ward, site: str = "a") -> list[str]:
 
 
 def says(consortium: Ward, site: str = "a") -> str:
-    return str(json.loads((consortium.directory(site) / "guard.log").read_text().splitlines()[-1])["sentence"])
+    return str(json.loads((consortium.directory(site) / "guard.log").read_text().splitlines()[-1])["text"])
 
 
 def made(folder: Path, sites: Sequence[str] = ("a", "b", "c"), **options: Any) -> Ward:
