@@ -63,6 +63,9 @@ def init(
     attacks: Annotated[
         bool | None, typer.Option(help="Whether training patients may be asked how well an attack works.")
     ] = None,
+    tell_cap: Annotated[
+        bool | None, typer.Option(help="Whether each run tells the coordinator this hospital's lifetime cap.")
+    ] = None,
     officer_public: Annotated[
         Path | None, typer.Option(help="Public key of an officer whose key lies elsewhere.")
     ] = None,
@@ -105,6 +108,7 @@ def init(
             "strategies": strategy,
             "evaluation": evaluation,
             "attacks": attacks,
+            "tell_cap": tell_cap,
             "rehearsal_seed": rehearsal_seed,
         }
         person = sys.stdin.isatty() and not as_json
@@ -230,7 +234,7 @@ def inspect(
 ) -> None:
     """What a proposal would take out of this hospital, what it costs and what is left. Reads no record."""
     with failures(as_json=as_json):
-        from cohortium.client import calls
+        from cohortium.client import calls, proposals
         from cohortium.client.inspection import inspect as look
         from cohortium.client.site import Site
 
@@ -243,7 +247,7 @@ def inspect(
                 show=lambda: _show_offers(offers, directory),
             )
             return
-        proposal, state = _proposal(site, run, file)
+        proposal, state = proposals.fetch(site, run, file)
         found = look(site, proposal, state=state)
         emit(found.to_json(), as_json=as_json, show=lambda: _show(found))
 
@@ -252,27 +256,6 @@ def _show_offers(offers: Any, directory: Path) -> None:
     for offer in offers:
         out.print(f"{offer.run}  {offer.state}", markup=False)
     out.print(f"{len(offers)} proposals. Look at one: cohortium site inspect {directory} RUN", markup=False)
-
-
-def _proposal(site: Any, run: str | None, file: Path | None) -> tuple[Any, str]:
-    """A verified proposal, of a file or of the coordinator, and the coordinator's word about its state."""
-    from cohortium.client import calls
-    from cohortium.common.proposals import read_proposal
-    from cohortium.common.protocol.signing import public_from_raw
-
-    coordinator = public_from_raw(bytes.fromhex(site.policy().coordinator_key))
-    if file is not None:
-        try:
-            envelope, state = file.read_bytes(), ""
-        except OSError:
-            raise UsageError("PROPOSAL-FILE", "the proposal's file cannot be read", where=(str(file),)) from None
-    else:
-        offered = calls.proposal(site, str(run))
-        envelope, state = offered.envelope, offered.state
-    proposal = read_proposal(envelope, coordinator)
-    if run is not None and proposal.run != run:
-        raise Refused("PROPOSAL-RUN", f"this is a proposal for run {proposal.run!r}", hint="name that run")
-    return proposal, state
 
 
 def _show(found: Any) -> None:
@@ -350,21 +333,15 @@ def approve(
 ) -> None:
     """The officer's signature under one plan for one run, until it expires. Reads the table once, to check it."""
     with failures(as_json=as_json):
-        from cohortium.client import calls, deciding
+        from cohortium.client import deciding, proposals
         from cohortium.client.inspection import inspect as look
         from cohortium.client.site import Site
-        from cohortium.common.protocol.messages import digest
 
         site = Site.open(directory)
         lasts = deciding.seconds(expires)
-        proposal, state = _proposal(site, run, file)
-        named = digest(proposal.envelope)
+        proposal, state = proposals.fetch(site, run, file)
         if decline:
-            from cohortium.client.approval import withdraw
-
-            taken_back = withdraw(site.guard, run)
-            if not offline:
-                calls.say_approved(site, run=run, proposal=named, signature=b"", declined=True)
+            taken_back = proposals.decline(site, proposal, tell=not offline)
             facts: dict[str, Any] = {"run": run, "decision": "declined", "taken_back": taken_back}
             emit(facts, as_json=as_json, show=lambda: out.print(f"Declined {run}.", markup=False))
             return
@@ -374,10 +351,8 @@ def approve(
         deciding.refuse_objections(found, pin_peers=pin_peers)
         _confirm("Approve this run?", yes)
         officer = _officer(site, officer_key, officer_passphrase)
-        decided = deciding.decide(site, found, officer, expires=int(time.time()) + lasts, pin_peers=pin_peers)
-        told = decided.complete and decided.notice is not None and not offline
-        if told and decided.notice is not None:
-            calls.say_approved(site, run=run, proposal=named, signature=decided.notice)
+        until = int(time.time()) + lasts
+        decided, told = proposals.approve(site, found, officer, expires=until, pin_peers=pin_peers, tell=not offline)
         facts = {"decision": "approved", "told": told, **decided.to_json()}
 
         def show() -> None:
