@@ -23,7 +23,7 @@ from cryptography import x509
 from cohortium.common.errors import CohortiumError
 from cohortium.common.protocol import consortium_pb2 as pb
 from cohortium.common.protocol.certificates import CLIENT, CertificateError, Owner, check_usage, issued, owner_of
-from cohortium.common.protocol.service import STATUS, ServiceCode
+from cohortium.common.protocol.service import STATUS, ServiceCode, version_of
 from cohortium.server.register import Member, Register
 
 _LOG = logging.getLogger("cohortium.server.calls")
@@ -98,7 +98,8 @@ class _Bad:
 
 
 class Calls:
-    """All calls of one service. on_revoked is told once of every member that was revoked while a stream was open."""
+    """All calls of one service. on_revoked is told once of every member that was revoked while a stream was open;
+    on_call of each call that was let in, with the version that the caller says it runs."""
 
     def __init__(
         self,
@@ -107,10 +108,12 @@ class Calls:
         consortium: str = "",
         register: Register | None = None,
         on_revoked: Callable[[str], None] | None = None,
+        on_call: Callable[[str, str], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._rules, self._consortium, self._register, self._clock = rules, consortium, register, clock
         self._on_revoked = on_revoked or (lambda name: None)
+        self._on_call = on_call or (lambda name, version: None)
         self._lock = threading.Lock()
         self._open: set[_Open] = set()
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -199,6 +202,7 @@ class Calls:
             self._counts[key] += 1
             self._open.add(call)
         try:
+            self._on_call(caller.name, said_version(context))
             yield caller
         finally:
             with self._lock:
@@ -275,6 +279,12 @@ def _said(context: grpc.ServicerContext, name: str) -> Iterable[bytes]:
     """What TLS says of a connection; the type stubs forget that these are lists of bytes."""
     found = cast("Mapping[str, Iterable[bytes]]", context.auth_context())
     return found.get(name, ())
+
+
+def said_version(context: grpc.ServicerContext) -> str:
+    """Which version a caller says it runs, "" where it says none."""
+    given = {key: value for key, value in context.invocation_metadata() or () if key == "user-agent"}
+    return version_of(str(given.get("user-agent", "")))
 
 
 @lru_cache(maxsize=512)

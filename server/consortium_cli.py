@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cohortium.common.errors import Refused, UsageError
+from cohortium.common.errors import UsageError
 from cohortium.common.terminal import emit, err, failures, out
 from cohortium.server.cli import AcceptGuessed, AsJson
 from cohortium.server.showing import evaluation_shown
@@ -125,32 +125,15 @@ def invite(
     """Write a one-time invitation. Whoever has the file can join under this name: hand it over safely."""
     with failures(as_json=as_json):
         from cohortium.common.protocol import certificates
-        from cohortium.common.protocol.invitation import Invitation
         from cohortium.server.consortium import Consortium
+        from cohortium.server.inviting import make_invitation
 
         found = Consortium(directory)
         path = to or Path(f"{name}.invitation")
         if path.exists():
             raise UsageError("INVITE-OUT", "the file is there already", where=(str(path),), hint="--out another")
-        register = found.register()
-        member = register.member(name)
-        if member is not None and member.active:
-            raise Refused(
-                "MEMBER-EXISTS",
-                f"{name} is enrolled",
-                hint=f"cohortium sites revoke {directory} {name} first, if its keys are to change",
-            )
-        until = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=hours)
-        token = register.invite(name, role=role, valid_s=hours * 3600)
-        invitation = Invitation(
-            consortium=found.name,
-            name=name,
-            role=role,
-            enrol_address=found.addresses.enrol,
-            root_pem=found.root_pem(),
-            token=token,
-            valid_until=until,
-        )
+        invitation = make_invitation(found, found.register(), name, role=role, hours=hours)
+        until = invitation.valid_until
         path.parent.mkdir(parents=True, exist_ok=True)
         certificates.write_file(path, invitation.to_text().encode(), 0o600)
         facts = {
@@ -237,34 +220,35 @@ def grant(
 def serve(
     directory: Folder,
     transport: Annotated[str, typer.Option(help="stream, or flower: everything in Flower's messages.")] = "stream",
+    no_console: Annotated[bool, typer.Option("--no-console", help="Do not start the console.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the coordinator: members' service, enrolment, Flower, and every run. Stop it with SIGTERM or Ctrl-C."""
+    """Run the coordinator: service, enrolment, Flower, the console, and every run. Stop it with SIGTERM or Ctrl-C."""
     with failures(as_json=as_json):
         import threading
 
         from cohortium.common.processes import stopping
+        from cohortium.server.logs import captured, of_serve
         from cohortium.server.serve import serve as run_service
 
         from cohortium.server.consortium import Consortium  # isort: skip  (after serve: it must load TLS first)
 
         def say(event: str, text: str) -> None:
-            at = datetime.now(UTC)
+            line = of_serve(event, text)
             if as_json:
-                facts = {"at": round(at.timestamp(), 3), "event": event, "text": text}
-                sys.stdout.write(json.dumps(facts) + "\n")
+                sys.stdout.write(line.json() + "\n")
                 sys.stdout.flush()
             else:
-                mark = {"warning": "[yellow]", "ready": "[green]"}.get(event, "") if err.is_terminal else ""
-                line = f"{at:%Y-%m-%d %H:%M:%S} {event}: {escape(text)}"
-                err.print(f"{mark}{line}{'[/]' if mark else ''}", soft_wrap=True)
+                mark = {"warning": "[yellow]", "error": "[red]"}.get(line.level, "[green]" if event == "ready" else "")
+                mark = mark if err.is_terminal else ""
+                err.print(f"{mark}{escape(line.plain())}{'[/]' if mark else ''}", soft_wrap=True)
             if event == "ready":  # what scripts and health checks wait for
                 sys.stderr.write("ready\n")
                 sys.stderr.flush()
 
         stop = threading.Event()
-        with stopping(stop, impatient=True):
-            run_service(Consortium(directory), transport=transport, stop=stop, say=say)
+        with stopping(stop, impatient=True), captured(say):
+            run_service(Consortium(directory), transport=transport, stop=stop, say=say, console=not no_console)
 
 
 def run(

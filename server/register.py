@@ -75,6 +75,26 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Invited:
+    """An invitation as it may be shown: never its token's hash. used_at: when somebody joined with it, or None."""
+
+    name: str
+    role: str
+    valid_until: int
+    used_at: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a site said to a run. state: "open", "approved" or "declined"; since: seconds since 1970."""
+
+    run: str
+    site: str
+    state: str
+    since: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunRow:
     """How one run stands. folder: where its RunFolder is. since: when state last changed, seconds since 1970."""
 
@@ -165,6 +185,13 @@ class Register:
         row = self._read().execute(query, (key, self._now())).fetchone()
         return None if row is None else (row[0], row[1])
 
+    def invitations(self) -> list[Invited]:
+        """Every invitation that was not replaced or withdrawn, the newest first; used and expired ones too."""
+        query = "SELECT name, role, valid_until, used_at FROM invitations ORDER BY valid_until DESC, name"
+        return [
+            Invited(name=row[0], role=row[1], valid_until=row[2], used_at=row[3]) for row in self._read().execute(query)
+        ]
+
     def member(self, name: str) -> Member | None:
         row = self._read().execute(f"{_MEMBER} WHERE name = ?", (name,)).fetchone()
         return None if row is None else _member(row)
@@ -232,6 +259,10 @@ class Register:
                      OR EXISTS (SELECT 1 FROM grants WHERE run = ?1 AND name = ?2))"""
         return self._read().execute(query, (run, name)).fetchone() is not None
 
+    def grants(self, name: str) -> list[str]:
+        """The runs that were granted to a member by name, in order of their names."""
+        return [row[0] for row in self._read().execute("SELECT run FROM grants WHERE name = ? ORDER BY run", (name,))]
+
     # ---- proposals ------------------------------------------------------------------------------------------
 
     def propose(self, run: str, *, folder: str, envelope: bytes, sites: Sequence[str]) -> None:
@@ -290,6 +321,14 @@ class Register:
         """Site -> "open", "approved" or "declined"; empty for an unknown run."""
         query = "SELECT site, state FROM approvals WHERE run = ? ORDER BY site"
         return {row[0]: row[1] for row in self._read().execute(query, (run,))}
+
+    def answers(self, run: str | None = None) -> list[Answer]:
+        """What the sites said to one run, or to all, in order of run and site; empty for an unknown run."""
+        where, values = ("", ()) if run is None else (" WHERE run = ?", (run,))
+        query = f"SELECT run, site, state, since FROM approvals{where} ORDER BY run, site"
+        return [
+            Answer(run=row[0], site=row[1], state=row[2], since=row[3]) for row in self._read().execute(query, values)
+        ]
 
     def signatures(self, run: str) -> dict[str, bytes]:
         """Site -> its officer's signature, of those that approved."""

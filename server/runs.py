@@ -35,7 +35,6 @@ from cohortium.common.registry import load_model
 from cohortium.common.study import Study
 from cohortium.server import witnesses
 from cohortium.server.asking import FederatedAsk
-from cohortium.server.evaluate import evaluate
 from cohortium.server.mirror import Mirror
 from cohortium.server.planning import plan_for
 from cohortium.server.session import Courier, Session
@@ -145,6 +144,8 @@ def drive(
     between two runs is seen (default: what run.json names, or RUN/run/mirror.db).
     Raises Stopped when `stop` says so between two releases; PeerUnreachable when too few sites are there.
     """
+    from cohortium.server.evaluate import evaluate  # loads what only a fit needs; the console reads runs without it
+
     folder = RunFolder(root=root)
     study, plan, facts = folder.study(), folder.plan(), folder.facts()
     run, key = str(facts["run"]), folder.key()

@@ -2,6 +2,7 @@
 
     public      service (mutual TLS) · enrolment (server's certificate) · Fleet paths (TLS), each on its own port
     this host   SuperLink on the loopback interface (a child process) · hub on a Unix socket
+    people      the console (a child process), once somebody has an account: docs/console.md
     inside      the conductor's thread; renewal of the own leaf; revocations made effective everywhere
 
 Whatever dies is started again. What it knows is on disk, so killing it loses nothing but time.
@@ -30,6 +31,7 @@ from cohortium.common.modes import make_private, refuse_all
 from cohortium.common.protocol.sockets import only_one
 from cohortium.server.backing import LiveBacking
 from cohortium.server.conduct import Conductor
+from cohortium.server.console.child import ConsoleChild
 from cohortium.server.consortium import TRANSPORTS, Consortium
 from cohortium.server.pki import LEAF_HOURS, Issuer
 from cohortium.server.register import Member, Register
@@ -55,8 +57,9 @@ def serve(
     transport: str = "stream",
     stop: threading.Event | None = None,
     say: Say = lambda event, text: None,
+    console: bool = True,
 ) -> None:
-    """Run until `stop` is set. say("ready", …) when every listener is up.
+    """Run until `stop` is set. say("ready", …) when every listener is up; without the console if it cannot.
 
     Refused MODE-OPEN (others may read a key), DISK-FULL, SOCKET-BUSY (another serve of this directory);
     PeerUnreachable when a port is taken or Flower does not start. Everything started is stopped in every case.
@@ -70,7 +73,7 @@ def serve(
     lock = only_one(consortium.root / "serve.lock")
     try:
         with contextlib.ExitStack() as stack:
-            service = _Service(consortium, stop, say, transport)
+            service = _Service(consortium, stop, say, transport, console=console)
             service.start(stack)
             say("ready", f"{consortium.name}: members {consortium.addresses.service}, {transport} transport")
             service.watch()
@@ -107,8 +110,11 @@ class _Engine:
 
 
 class _Service:
-    def __init__(self, consortium: Consortium, stop: threading.Event, say: Say, transport: str) -> None:
+    def __init__(
+        self, consortium: Consortium, stop: threading.Event, say: Say, transport: str, *, console: bool = False
+    ) -> None:
         self._consortium, self._stop, self._say, self._transport = consortium, stop, say, transport
+        self._console = ConsoleChild(consortium.root, say) if console else None
         self._engine = _Engine()
         self._register: Register = consortium.register()
         self._seen = Seen(consortium.root / "seen.json")
@@ -167,7 +173,9 @@ class _Service:
             "consortium": consortium.name,
         }
         backing = LiveBacking(consortium, self._register, self._seen)
-        members = start_service(port=addresses.service_port, hub=self._hub, backing=backing, **shared)
+        members = start_service(
+            port=addresses.service_port, hub=self._hub, backing=backing, on_call=self._called, **shared
+        )
         stack.callback(lambda: members.stop(GRACE_S).wait())
         self._say("started", f"service on {addresses.listen}:{addresses.service_port}")
         enrolment = start_enrolment(
@@ -182,6 +190,9 @@ class _Service:
         conductor.start()
         stack.callback(conductor.join, 30.0)
         stack.callback(self._stop.set)
+        if self._console is not None:
+            stack.callback(self._console.stop)
+            self._console.start()
 
     # ---- while it runs --------------------------------------------------------------------------------------
 
@@ -192,6 +203,8 @@ class _Service:
                 self._revive()
                 self._reconcile()
                 self._renew()
+                if self._console is not None:
+                    self._console.look()
             except CohortiumError as error:
                 self._complain(f"{error.code}: {error.sentence}")
             except Exception as error:  # the watch goes on: a service that is half there is worse than a line too many
@@ -266,10 +279,13 @@ class _Service:
                 self._shut_out.add(member.name)
                 self._say("revoked", member.name)
 
-    def _enrolled(self, member: Member) -> None:
+    def _called(self, name: str, version: str) -> None:
+        self._seen.saw(name, **({"version": version} if version else {}))
+
+    def _enrolled(self, member: Member, version: str) -> None:
         """Called by the enrolment service: the site's SuperNode may come at once."""
         self._say("enrolled", f"{member.name}, request {member.request}" if member.request else member.name)
-        self._seen.saw(member.name)
+        self._called(member.name, version)
         with contextlib.suppress(CohortiumError):  # `_reconcile` tries again
             self._engine.let_in(member)
             self._let_in[member.name] = member.supernode

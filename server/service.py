@@ -35,7 +35,7 @@ from cohortium.common.protocol.service import (
 from cohortium.common.protocol.signing import SIGNATURE_BYTES, public_from_raw, verify_statement
 from cohortium.common.protocol.sockets import FRAME_ROOM_BYTES
 from cohortium.server.attempts import Attempts
-from cohortium.server.calls import Caller, Calls, Refusal, Rule
+from cohortium.server.calls import Caller, Calls, Refusal, Rule, said_version
 from cohortium.server.listening import Listening, listen
 from cohortium.server.pki import Issuer
 from cohortium.server.register import Member, Register, RunRow
@@ -114,10 +114,12 @@ def start_service(
     server_key: Path | bytes,
     coordinator_key_public: Ed25519PublicKey,
     consortium: str,
+    on_call: Callable[[str, str], None] | None = None,
 ) -> Listening:
-    """Serve Consortium. issuer: a function where it may be replaced while this runs. server_chain and server_key as
+    """Serve Consortium. issuer: a function where it may be replaced while this runs. on_call: told the name and the
+    version of whoever calls. server_chain and server_key as
     paths are looked at before each handshake. Raises UsageError PORT-BUSY, Refused TLS-VERSION."""
-    calls = Calls(rules=METHODS, consortium=consortium, register=register, on_revoked=hub.revoke)
+    calls = Calls(rules=METHODS, consortium=consortium, register=register, on_revoked=hub.revoke, on_call=on_call)
     servicer = _Consortium(_asked(issuer), register, hub, backing, coordinator_key_public)
     try:
         return listen(
@@ -149,13 +151,14 @@ def start_enrolment(
     coordinator_key_public: Ed25519PublicKey,
     consortium: str,
     addresses: Addresses,
-    on_enrolled: Callable[[Member], None] = lambda member: None,
+    on_enrolled: Callable[[Member, str], None] = lambda member, version: None,
     attempts: Attempts | None = None,
 ) -> Listening:
     """Serve Enrolment; addresses are told to each new member.
 
-    on_enrolled: told of each new member, to register its SuperNode key with Flower. If it fails the enrolment holds
-    all the same, because the token is used up: whoever serves registers all active members again from time to time.
+    on_enrolled: told of each new member and of the version that it runs, to register its SuperNode key with Flower. If
+    it fails the enrolment holds all the same, because the token is used up: whoever serves registers all active
+    members again from time to time.
     """
     servicer = _Enrolment(
         _asked(issuer),
@@ -298,7 +301,7 @@ class _Enrolment:
         issuer: Callable[[], Issuer],
         register: Register,
         reply: pb.EnrolmentReply,
-        on_enrolled: Callable[[Member], None],
+        on_enrolled: Callable[[Member, str], None],
         attempts: Attempts,
     ) -> None:
         self._issuer, self._register, self._reply = issuer, register, reply
@@ -328,7 +331,7 @@ class _Enrolment:
             raise Refusal(ServiceCode.INVITE_REFUSED if refused else ServiceCode.ENROL_KEYS) from None
         chain = _sign(self._issuer(), request.csr, member)
         try:
-            self._on_enrolled(member)
+            self._on_enrolled(member, said_version(context))
         except Exception as error:
             _LOG.error("the SuperNode of a new member is not registered yet: %s", type(error).__name__)
         reply = pb.EnrolmentReply(name=member.name, chain=chain)

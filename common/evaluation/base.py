@@ -6,6 +6,7 @@ Nothing here reads a record. Every type turns into plain JSON and back (``to_jso
 
 from __future__ import annotations
 
+import functools
 import math
 import types
 import typing
@@ -281,6 +282,12 @@ def from_json(cls: type[T], data: Any) -> T:
     return _revive(cls, data)
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """A result has thousands of figures of a few kinds: their types are looked up once."""
+    return typing.get_type_hints(kind)
+
+
 def _revive(kind: Any, data: Any) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -296,7 +303,7 @@ def _revive(kind: Any, data: Any) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         if not isinstance(data, dict):
             raise ValueError(f"{kind.__name__} must be a JSON object")
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         unknown = set(data) - set(hints)
         if unknown:
             raise ValueError(f"{kind.__name__} has no field {sorted(unknown)[0]!r}")

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
 from cohortium.common.derived import Trees
 from cohortium.common.evaluation.utility import ONE_THREAD_BELOW
 
 if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
     from cohortium.common.encoding import Grid
 
 ORDINALS = 250
@@ -45,6 +46,8 @@ def boosted_trees(
     indices of the columns that may be looked at. The score equals scikit-learn's decision_function bit for bit.
     Raises ValueError where there is no feature, or only one kind of row.
     """
+    from sklearn.ensemble import HistGradientBoostingClassifier  # takes a second: planning a study never comes here
+
     if not len(features):
         raise ValueError("there is no column to predict from")
     if not 0 < int(hit.sum()) < len(hit):

@@ -16,15 +16,11 @@ from itertools import count
 from cohortium.common.evaluation.base import ColumnScore, NamedFigure, PlanRow, RoundRow
 from cohortium.common.evaluation.pictures_axes import Scale
 from cohortium.common.evaluation.report_text import interval, number
+from cohortium.common.text import clean
 
 WIDTH = 360
 ROUNDS_AT_MOST = 90
 STEPS = 12
-
-
-def clean(text: object) -> str:
-    """Text fit for a page: control and direction-changing characters and lone surrogates become U+FFFD."""
-    return "".join("\ufffd" if unicodedata.category(ch) in ("Cc", "Cf", "Cs", "Co", "Cn") else ch for ch in str(text))
 
 
 def escape(text: object) -> str:

@@ -24,6 +24,7 @@ from cohortium.common.evaluation.findings import Findings
 from cohortium.common.evaluation.report_gaps import gaps
 from cohortium.common.evaluation.report_sections import blocks
 from cohortium.common.evaluation.report_text import amount, epsilon, interval, lower, number, percent, reference
+from cohortium.common.text import clean
 
 __all__ = ["Audit", "amount", "epsilon", "page", "render", "source_of", "templates"]
 
@@ -125,7 +126,7 @@ def templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda v: v if isinstance(v, Markup) else pictures.clean(v) if isinstance(v, str) else v,
+        finalize=lambda v: v if isinstance(v, Markup) else clean(v) if isinstance(v, str) else v,
     )
 
 

@@ -21,7 +21,7 @@ from reportlab.pdfbase import pdfdoc  # type: ignore[import-untyped]
 from reportlab.pdfbase.pdfmetrics import stringWidth  # type: ignore[import-untyped]
 from reportlab.pdfgen.canvas import Canvas  # type: ignore[import-untyped]
 
-from cohortium.common.evaluation.pictures import clean
+from cohortium.common.text import clean
 
 WIDTH, HEIGHT = 595.28, 841.89
 """A4 in points."""

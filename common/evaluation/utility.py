@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
 from cohortium.common.evaluation import cells, references
@@ -181,6 +180,8 @@ class _Fitted:
 
     def scores(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Train on x, y and give every judged row a score per level, [levels, rows]; 0.5 where untrained."""
+        from sklearn.ensemble import HistGradientBoostingClassifier  # takes a second
+
         if len(y) > TRAIN_ROWS_AT_MOST:
             keep = np.random.default_rng([self.seed, 4]).choice(len(y), size=TRAIN_ROWS_AT_MOST, replace=False)
             x, y = x[keep], y[keep]

@@ -10,22 +10,31 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from threadpoolctl import ThreadpoolController
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
 WORKERS_AT_MOST = 4
-_LIBRARIES = ThreadpoolController()  # looking for them takes a millisecond: once
+
+
+@lru_cache(maxsize=1)
+def _libraries() -> ThreadpoolController:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()  # looking for them takes a millisecond: once
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
+    import torch  # takes a second: whoever only asks for a status never comes here
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with _LIBRARIES.limit(limits=1, user_api="blas"):
+        with _libraries().limit(limits=1, user_api="blas"):
             yield
     finally:
         torch.set_num_threads(before)

@@ -6,6 +6,8 @@ name and no number leaves. The status class (StatusCode) is for machines between
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
 from enum import StrEnum
 
 import grpc
@@ -102,3 +104,14 @@ def code_of(details: str | None) -> ServiceCode | None:
         return ServiceCode(details or "")
     except ValueError:
         return None
+
+
+def user_agent() -> str:
+    """What this program calls itself in its calls: the coordinator shows which version a site runs."""
+    return f"cohortium/{importlib.metadata.version('cohortium')}"
+
+
+def version_of(agent: str) -> str:
+    """The version in a caller's user agent, or "" where there is none that looks like one. Nothing is decided on it."""
+    found = re.match(r"cohortium/([0-9A-Za-z.+-]{1,40})(?: |$)", agent)
+    return "" if found is None else found[1]

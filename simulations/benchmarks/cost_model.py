@@ -27,9 +27,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from cohortium.common.study import Study
-from cohortium.simulations.benchmarks.cost_runs import Case, in_process, measure
-from cohortium.simulations.benchmarks.record.results import model_of_processor
-from cohortium.simulations.cost import (
+from cohortium.server.cost import (
     COORDINATOR,
     NUMBER_BYTES,
     Amounts,
@@ -44,7 +42,9 @@ from cohortium.simulations.cost import (
     round_amounts,
     site_amounts,
 )
-from cohortium.simulations.cost_shape import Asked, Planned, planned
+from cohortium.server.cost_shape import Asked, Planned, planned
+from cohortium.simulations.benchmarks.cost_runs import Case, in_process, measure
+from cohortium.simulations.benchmarks.record.results import model_of_processor
 
 APART = (
     Case(rows=1000, columns=10, sites=3, epsilon=1.0),

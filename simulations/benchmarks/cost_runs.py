@@ -29,6 +29,7 @@ from cohortium.client.guard_port import SocketGuard
 from cohortium.common.errors import UsageError
 from cohortium.common.queries import Counts, Moments
 from cohortium.server.asking import FederatedAsk
+from cohortium.server.cost_shape import wire_bytes
 from cohortium.server.evaluate import evaluate
 from cohortium.server.finish import publish, sample
 from cohortium.server.runs import RunCourier, RunFolder, drive
@@ -37,7 +38,6 @@ from cohortium.simulations.benchmarks.memory import peak_bytes
 from cohortium.simulations.benchmarks.record.ours import Counting
 from cohortium.simulations.benchmarks.stream_round import _guard
 from cohortium.simulations.benchmarks.tables import made_up, write_study
-from cohortium.simulations.cost_shape import wire_bytes
 from cohortium.simulations.finish import finish
 from cohortium.simulations.run import Request, prepare
 

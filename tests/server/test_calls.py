@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from consortium import HOUR, NAME, Leaf, enrol_member, leaf, make_pki
 
-from cohortium.common.protocol.service import ServiceCode
+from cohortium.common.protocol.service import ServiceCode, user_agent
 from cohortium.server.attempts import Attempts, address_of
 from cohortium.server.calls import Calls, Refusal, Rule
 from cohortium.server.pki import Issuer
@@ -23,8 +24,8 @@ SITE_ONLY = Rule(roles=frozenset({"site"}), deadline_s=30.0, most_bytes=100, at_
 class Context:
     """As much of a call as is looked at; what TLS would have refused is let through."""
 
-    def __init__(self, who: Leaf | None, *, left: float = 10.0, tls: bytes = b"TLSv1.3") -> None:
-        self.left, self.cancelled = left, False
+    def __init__(self, who: Leaf | None, *, left: float = 10.0, tls: bytes = b"TLSv1.3", agent: str = "") -> None:
+        self.left, self.cancelled, self.agent = left, False, agent
         self.auth: dict[str, list[bytes]] = {"ssl_tls_version": [tls]}
         if who is not None:
             end = b"-----END CERTIFICATE-----\n"
@@ -32,6 +33,9 @@ class Context:
 
     def auth_context(self) -> dict[str, list[bytes]]:
         return self.auth
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return [("user-agent", self.agent)] if self.agent else []
 
     def time_remaining(self) -> float:
         return self.left
@@ -124,6 +128,17 @@ def test_a_certificate_from_before_a_revocation_stays_out_after_a_new_enrolment(
     assert code(calls, Context(stolen)) == "MEMBER-REVOKED"
     fresh = leaf(issuer, "north", now=datetime.fromtimestamp(int(time.time()) + 1, UTC))
     assert code(calls, Context(fresh)) == "served north"
+
+
+def test_whoever_is_let_in_is_told_with_its_version(register: Register, issuer: Issuer) -> None:
+    told: list[tuple[str, str]] = []
+    calls = Calls(rules={}, consortium=NAME, register=register, on_call=lambda *said: told.append(said))
+    for agent in (f"{user_agent()} grpc-python/1.85.1", "grpc-python/1.85.1", "cohortium/<b> x", ""):
+        assert code(calls, Context(leaf(issuer, "north"), agent=agent)) == "served north"
+    assert code(calls, Context(leaf(issuer, "mia", role="researcher"), agent=user_agent())) == "ROLE-DENIED"
+    calls.close()
+    version = importlib.metadata.version("cohortium")
+    assert told == [("north", version), ("north", ""), ("north", ""), ("north", "")]
 
 
 def test_deadlines(calls: Calls, issuer: Issuer) -> None:

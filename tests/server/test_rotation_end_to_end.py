@@ -124,7 +124,7 @@ class Consortium:
     def told(self, site: str) -> str:
         """The last sentence in a site's own log."""
         lines = (self.ward.directory(site) / "guard.log").read_text().splitlines()
-        return str(json.loads(lines[-1])["sentence"])
+        return str(json.loads(lines[-1])["text"])
 
     def close(self) -> None:
         self.ward.close()

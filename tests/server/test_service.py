@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -452,7 +453,7 @@ def test_enrolment_makes_a_member(party: Party) -> None:
     assert reply.coordinator == public("coordinator")
     member = party.register.member("north")
     assert member is not None and member.identity == public("north")
-    assert party.enrolled == [member]
+    assert party.enrolled == [(member, importlib.metadata.version("cohortium"))]
 
 
 def test_wrong_used_ended_and_anothers_token_are_answered_alike(party: Party) -> None:

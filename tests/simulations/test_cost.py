@@ -17,12 +17,7 @@ from typer.testing import CliRunner
 from cohortium.common.errors import UsageError
 from cohortium.common.study import Study
 from cohortium.server.asking import FederatedAsk
-from cohortium.server.runs import drive
-from cohortium.simulations import engines, study_cli
-from cohortium.simulations.benchmarks import cost_model, cost_runs
-from cohortium.simulations.benchmarks.record.ours import Counting
-from cohortium.simulations.cli import app
-from cohortium.simulations.cost import (
+from cohortium.server.cost import (
     COORDINATOR,
     FORMAT,
     MACHINE,
@@ -36,7 +31,12 @@ from cohortium.simulations.cost import (
     load_machine,
     traffic,
 )
-from cohortium.simulations.cost_shape import Planned, assumed, planned
+from cohortium.server.cost_shape import Planned, assumed, planned
+from cohortium.server.runs import drive
+from cohortium.simulations import engines, study_cli
+from cohortium.simulations.benchmarks import cost_model, cost_runs
+from cohortium.simulations.benchmarks.record.ours import Counting
+from cohortium.simulations.cli import app
 from cohortium.simulations.run import Request, prepare
 
 

@@ -24,9 +24,9 @@ from cohortium.common.errors import UsageError
 from cohortium.common.evaluation.phases import ATTACK
 from cohortium.common.generators.joined import MOST_PRETRAIN_ROWS, PRETRAIN_BATCH, PRETRAIN_EPOCHS
 from cohortium.common.privacy.plan import Plan
+from cohortium.server.cost_shape import ASSUMED_PATIENTS, Asked, Shape
 from cohortium.server.evaluate import ROWS_AT_LEAST, ROWS_AT_MOST, ROWS_PER_PATIENT
 from cohortium.server.sampling import BLOCK_ROWS
-from cohortium.simulations.cost_shape import ASSUMED_PATIENTS, Asked, Shape
 
 FORMAT = 1
 MACHINE = "COHORTIUM_MACHINE"
@@ -249,7 +249,7 @@ def load_machine(path: Path | None = None) -> Machine:
     """
     named = path or (Path(os.environ[MACHINE]) if os.environ.get(MACHINE) else None)
     try:
-        shipped = resources.files("cohortium.simulations") / "data" / "cost.json"
+        shipped = resources.files("cohortium.server") / "data" / "cost.json"
         return Machine.from_json(json.loads((named or shipped).read_text(encoding="utf-8")))
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
