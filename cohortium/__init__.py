@@ -7,7 +7,7 @@
 
 Each function does what the command of the same name does; errors are a `CohortiumError` with a code, a
 place and a fix. Importing this module is cheap: pandas, torch and Flower are imported by the functions that
-need them.
+need them. In a notebook studies, plans, runs, scores and audits show themselves as small tables and pictures.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from cohortium.common.privacy.plan import Plan
     from cohortium.common.schema import Schema
     from cohortium.common.study import Study
+    from cohortium.server.analysis import Analyses
     from cohortium.server.audit import AuditReport
 
     __version__: str
 
 __all__ = [
+    "Analyses",
     "AuditReport",
     "CohortiumError",
     "Plan",
@@ -44,6 +46,7 @@ __all__ = [
     "Scores",
     "Study",
     "__version__",
+    "analyze",
     "audit",
     "evaluate",
     "load_study",
@@ -52,9 +55,11 @@ __all__ = [
     "resume",
     "sample",
     "simulate",
+    "tune",
 ]
 
 _TYPES = {
+    "Analyses": "cohortium.server.analysis",
     "AuditReport": "cohortium.server.audit",
     "CohortiumError": "cohortium.common.errors",
     "Plan": "cohortium.common.privacy.plan",
@@ -73,7 +78,9 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value: Any = importlib.metadata.version("cohortium")
     elif name in _TYPES:
-        value = getattr(importlib.import_module(_TYPES[name]), name)
+        from cohortium.showing import dress
+
+        value = dress(getattr(importlib.import_module(_TYPES[name]), name))
     else:
         raise AttributeError(f"module 'cohortium' has no attribute {name!r}")
     globals()[name] = value
@@ -84,12 +91,22 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Run:
     """A finished simulation. directory: all its files; result: what result.json says."""
 
     directory: Path
     result: dict[str, Any]
+
+    def __repr__(self) -> str:
+        from cohortium.showing import run_line
+
+        return run_line(self)
+
+    def _repr_html_(self) -> str:
+        from cohortium.showing import run_page
+
+        return run_page(self)
 
     @property
     def statement(self) -> str:
@@ -122,9 +139,7 @@ class Run:
 
 def load_study(path: str | Path) -> Study:
     """Read study.toml and the dictionary that it names, and check both. StudyError, DictionaryError."""
-    from cohortium.common.study import Study
-
-    return Study.load(path)
+    return _dressed("Study").load(path)
 
 
 def plan(
@@ -151,11 +166,12 @@ def plan(
         names = [f"site-{i + 1:03d}" for i in range(sites)] if isinstance(sites, int) else sites
     if not names:
         raise StudyError("STUDY-SITES", "the study does not name its sites", hint="plan(study, sites=5)")
+    _dressed("Plan")
     return plan_for(loaded, names)[0]
 
 
 def simulate(
-    study: str | Path,
+    study: Study | str | Path,
     table: str | Path | pd.DataFrame,
     *,
     out: str | Path,
@@ -164,14 +180,16 @@ def simulate(
     noise: bool = True,
     engine: str = "in-process",
     accept_guessed_ranges: bool = False,
+    progress: bool | None = None,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> Run:
     """Turn one table into hospitals on this machine, run the study over them, score and sign the result.
 
-    study: path of study.toml. table: a Parquet or CSV file, or a DataFrame. out: a new or empty folder.
+    study: a study, or the path of study.toml. table: a Parquet or CSV file, or a DataFrame. out: a new or empty folder.
     split: by:COLUMN, iid:K or dirichlet:COLUMN:K:ALPHA. engine: "in-process" or "ray".
     seed: None draws real noise; a number makes a rehearsal that anyone who knows it can undo, never private.
-    noise: False switches the noise off (epsilon is infinite). on_event: is called with what happens.
+    noise: False switches the noise off (epsilon is infinite). progress: None shows a bar in a notebook and on a
+    terminal; True and False decide. on_event: is called with what happens.
     """
     import tempfile
 
@@ -187,7 +205,7 @@ def simulate(
             table.to_parquet(source, index=False)
         prepare(
             Request(
-                study=Path(study),
+                study=_on_disk(study, Path(folder)),
                 table=source,
                 split=split,
                 out=Path(out),
@@ -196,17 +214,18 @@ def simulate(
                 accept_guessed_ranges=accept_guessed_ranges,
             )
         )
-    return _run(Path(out), chosen, on_event)
+    return _run(Path(out), chosen, progress, on_event)
 
 
 def resume(
     directory: str | Path,
     *,
     engine: str = "in-process",
+    progress: bool | None = None,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> Run:
     """Go on with an interrupted simulation; what was answered is not asked, and not paid for, again."""
-    return _run(Path(directory), _engine(engine), on_event)
+    return _run(Path(directory), _engine(engine), progress, on_event)
 
 
 def sample(
@@ -258,6 +277,7 @@ def evaluate(
     from cohortium.common.errors import UsageError
     from cohortium.common.evaluation.exact import exact_scores
 
+    _dressed("Scores")
     if isinstance(synthetic, str | Path):
         import pandas as pd
 
@@ -312,7 +332,102 @@ def audit(directory: str | Path) -> AuditReport:
     """Recompute every epsilon, check every signature, chain and file digest, offline; `.ok`: all hold."""
     from cohortium.server.audit import audit as run_audit
 
+    _dressed("AuditReport")
     return run_audit(Path(directory))
+
+
+def analyze(
+    directory: str | Path,
+    *,
+    mean: str | Sequence[str] = (),
+    logistic: str | Sequence[str] = (),
+    cox: str | Sequence[str] = (),
+    replicates: int = 30,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Analyses:
+    """Means, odds ratios and hazard ratios of a finished run, with intervals that count the privacy noise.
+
+    mean: "age" or "stage=III". logistic: "death ~ age + sex + arm[control]". cox: "time, event ~ age + arm". One text
+    or several of each. replicates: how often the release is replayed; level: of the intervals. Free of budget: it reads
+    the run's folder and no record. Raises UsageError for a formula that the dictionary does not know.
+    """
+    from cohortium.server.analysis import analyze as run_analyze
+    from cohortium.server.analysis import read_formulas
+    from cohortium.server.runs import RunFolder
+
+    _dressed("Analyses")
+    folder = RunFolder(root=Path(directory))
+    wanted = read_formulas(folder, means=_texts(mean), logistic=_texts(logistic), cox=_texts(cox))
+    return run_analyze(folder, wanted, replicates=replicates, seed=seed, level=level)
+
+
+def tune(
+    study: Study | str | Path,
+    stand_in: str | Path,
+    *,
+    out: str | Path,
+    not_private: bool,
+    objectives: str = "tvd2,auc,cpu",
+    trials: int = 40,
+    confirm: int = 3,
+    sites: int | None = None,
+    seed: int = 0,
+    on_fit: Callable[[str, int], None] | None = None,
+) -> dict[str, Any]:
+    """Choose generator, shares of the budget and rounds on a stand-in table, free of budget; what tune.json says.
+
+    stand_in: a table without private records. not_private: say so; anything but True raises UsageError TUNE-DECLARE.
+    out: a folder for trials, page and tuned study; the same call goes on from there. objectives: two or more of tvd1,
+    tvd2, auc, cpu, exchanges, with weights as in "tvd2=2,auc". trials: of the search; confirm: fits of each finalist.
+    sites: how many hospitals, None where the study names them. on_fit: is called with (what, fits done).
+    Needs the extra "tune" (Optuna).
+    """
+    import tempfile
+
+    from cohortium.common.errors import UsageError
+    from cohortium.simulations import tune as work
+    from cohortium.simulations.tune_refine import objectives as parsed
+
+    work.refuse_private(Path(stand_in))
+    if not_private is not True:
+        raise UsageError(
+            "TUNE-DECLARE",
+            f"nobody has said that the stand-in table holds no private record. {work.PRIVATE_SELECTION}",
+            where=(str(stand_in),),
+            hint="not_private=True, where the table is public or was drawn from an earlier release",
+        )
+    with tempfile.TemporaryDirectory(prefix="cohortium-") as folder:
+        request = work.Request(
+            study=_on_disk(study, Path(folder)),
+            stand_in=Path(stand_in),
+            out=Path(out),
+            objectives=parsed(objectives),
+            trials=trials,
+            confirm=confirm,
+            sites=sites,
+            seed=seed,
+        )
+        return work.tune(request, progress=on_fit or (lambda what, done: None))
+
+
+def _dressed(name: str) -> Any:
+    """A type of ours, which from now on shows itself in notebooks."""
+    return globals()[name] if name in globals() else __getattr__(name)
+
+
+def _texts(value: str | Sequence[str]) -> Sequence[str]:
+    return (value,) if isinstance(value, str) else value
+
+
+def _on_disk(study: Study | str | Path, folder: Path) -> Path:
+    """The path of a study, written into `folder` where it is one in memory."""
+    if isinstance(study, str | Path):
+        return Path(study)
+    study.schema.save(folder / "dictionary.json")
+    path = folder / "study.toml"
+    path.write_text(study.to_toml(dictionary="dictionary.json"), encoding="utf-8")
+    return path
 
 
 def _engine(name: str) -> Any:
@@ -329,9 +444,19 @@ def _engine(name: str) -> Any:
     return engines.Ray() if name == "ray" else engines.InProcess()
 
 
-def _run(out: Path, engine: Any, on_event: Callable[[dict[str, Any]], None] | None) -> Run:
+def _run(out: Path, engine: Any, progress: bool | None, on_event: Callable[[dict[str, Any]], None] | None) -> Run:
+    from cohortium.server.runs import RunFolder
     from cohortium.simulations.finish import finish
     from cohortium.simulations.run import run
+    from cohortium.watching import bar
 
-    run(out, engine=engine, on_event=on_event)
-    return Run(directory=out, result=finish(out))
+    with bar(RunFolder(root=out).plan().releases, shown=progress) as tell:
+
+        def told(event: dict[str, Any]) -> None:
+            tell(event)
+            if on_event is not None:
+                on_event(event)
+
+        run(out, engine=engine, on_event=told)
+        result = finish(out, progress=lambda what: tell({"event": "finish", "what": what}))
+    return Run(directory=out, result=result)

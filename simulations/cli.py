@@ -24,6 +24,7 @@ from rich.table import Table
 
 from cohortium.client.cli import site_app
 from cohortium.client.member_cli import member_app
+from cohortium.client.page_cli import page
 from cohortium.common.errors import UsageError
 from cohortium.common.evaluation.report import TITLES
 from cohortium.common.privacy.budget import rounded_up
@@ -32,8 +33,10 @@ from cohortium.common.terminal import emit, err, failures, out
 from cohortium.server import cli as server_cli
 from cohortium.server import consortium_cli
 from cohortium.server.cli import AcceptGuessed, AsJson
+from cohortium.server.console.journal_cli import verify_journal_command
+from cohortium.server.console_cli import console_app
 from cohortium.server.showing import evaluation_shown
-from cohortium.simulations import study_cli, tune_cli
+from cohortium.simulations import study_cli, tune_cli, what_if_cli
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,6 +48,7 @@ app = typer.Typer(
 server_cli.study_app.command("check")(study_cli.study_check)
 app.add_typer(server_cli.study_app, name="study")
 app.command("tune")(tune_cli.tune)
+app.command("what-if")(what_if_cli.what_if)
 app.command("sample")(server_cli.sample)
 app.command("analyze")(server_cli.analyze)
 app.command("audit")(server_cli.audit)
@@ -53,6 +57,9 @@ app.command("verify")(server_cli.verify)
 app.command("doctor")(server_cli.doctor)
 app.add_typer(consortium_cli.consortium_app, name="consortium")
 app.add_typer(consortium_cli.sites_app, name="sites")
+console_app.command("verify-journal")(verify_journal_command)
+app.add_typer(console_app, name="console")
+site_app.command("page")(page)
 app.add_typer(site_app, name="site")
 app.add_typer(member_app, name="member")
 for command in (consortium_cli.serve, consortium_cli.run, consortium_cli.watch, consortium_cli.stop):

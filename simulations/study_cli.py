@@ -1,4 +1,4 @@
-"""`cohortium study check`: the plan and its price (server/cli.py), and what it will take (simulations/cost.py)."""
+"""`cohortium study check`: the plan and its price (server/cli.py), and what it will take (server/cost.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cohortium.common.terminal import emit, failures, out
 from cohortium.server.cli import AcceptGuessed, AsJson, plan_facts, show_plan
 
 if TYPE_CHECKING:
-    from cohortium.simulations.cost import About, Forecast
+    from cohortium.server.cost import About, Forecast
 
 
 def study_check(
@@ -33,8 +33,8 @@ def study_check(
     """Compile the plan and print what it would ask, at which price, and what it will take. Reads no data."""
     with failures(as_json=as_json):
         from cohortium.common.study import Study
-        from cohortium.simulations.cost import forecast, load_machine
-        from cohortium.simulations.cost_shape import planned
+        from cohortium.server.cost import forecast, load_machine
+        from cohortium.server.cost_shape import planned
 
         loaded = Study.load(study)
         if not accept_guessed:

@@ -38,7 +38,7 @@ Simulate = Callable[..., Path]
 # Everybody must stay: a hospital that died inside a release makes it void, so what ends ends alike.
 STRICT: dict[str, Any] = {"split": "iid:3", "survivors": 3, "run": False}
 FULL = bool(os.environ.get("COHORTIUM_FULL_KILLS"))
-EVERY, KILLS = (7, 24) if FULL else (35, 8)
+EVERY, KILLS = (7, 24) if FULL else (50, 6)
 STEPS: dict[str, Any] = {"generator": "joined", "rounds": 3}
 
 
@@ -217,7 +217,7 @@ def test_killed_at_some_steps(simulate: Simulate, zygote: Zygote) -> None:
 def test_killed_at_every_so_many_steps(simulate: Simulate, zygote: Zygote) -> None:
     """Four releases, from the hello to the last note; a hospital that died inside one makes it void, and says so.
 
-    Every 35th step in the everyday check, every 7th with COHORTIUM_FULL_KILLS=1.
+    Every 50th step in the everyday check, every 7th with COHORTIUM_FULL_KILLS=1.
     """
     prepared, steps, reference = steps_of(zygote, simulate)
     ends: dict[str, int] = {}

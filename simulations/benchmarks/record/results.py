@@ -28,7 +28,7 @@ JOURNAL, PARQUET, CSV, LOCK = "journal.jsonl", "results.parquet", "results.csv",
 Status = Literal["ok", "failed", "skipped"]
 Key = tuple[str, str, float | None, int]
 MADE_BY = ("common", "strategies", "client", "server")
-NOT_MADE_BY = re.compile(r"(evaluation|console|cli|diagnostics|documents)")
+NOT_MADE_BY = re.compile(r"(evaluation|console|console_cli|cli|diagnostics|documents|web|page|cost|cost_shape)")
 """What of the package has no part in a synthetic table: a change there leaves finished cells as they are."""
 
 
