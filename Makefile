@@ -52,9 +52,9 @@ install: .venv/.installed
 demo: .venv/.installed
 	$(BIN)/cohortium demo --out demo-result --force $(ARGS)
 
-# One thread each: two test processes share what may be two cores.
+# One thread each: three test processes share what may be two cores, because a third of their time they wait.
 test: .venv/.developing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 bench: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m cohortium.simulations.benchmarks.record --results docs/benchmark $(ARGS)

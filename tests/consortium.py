@@ -150,7 +150,7 @@ class Party:
     register: Register
     hub: Any = field(default_factory=EchoHub)
     backing: Any = field(default_factory=PlainBacking)
-    enrolled: list[Member] = field(default_factory=list)
+    enrolled: list[tuple[Member, str]] = field(default_factory=list)
     service: Listening | None = None
     enrolment: Listening | None = None
 
@@ -167,7 +167,9 @@ class Party:
         }
         self.service = start_service(hub=self.hub, backing=self.backing, **given)
         addresses = Addresses(service=self.address, fleet="127.0.0.1:1")
-        self.enrolment = start_enrolment(addresses=addresses, on_enrolled=self.enrolled.append, **given)
+        self.enrolment = start_enrolment(
+            addresses=addresses, on_enrolled=lambda *told: self.enrolled.append(told), **given
+        )
 
     def stop(self) -> None:
         for running in (self.service, self.enrolment):

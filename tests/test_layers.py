@@ -33,7 +33,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "modes": frozenset({"errors"}),  # who may read a key file
     "processes": frozenset(),  # what child processes have in common
+    "text": frozenset(),  # hostile text made fit to be shown
     "terminal": frozenset({"errors"}),  # how a command prints
+    "logs": frozenset(),  # how a process tells what happened
     "vocabulary": frozenset({"errors"}),
     "messages": frozenset({"errors"}),
     "budget": frozenset({"errors"}),
@@ -43,7 +45,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "registry": frozenset({"errors", "generators"}),
     "privacy": frozenset({"errors", "vocabulary", "queries", "budget", "messages"}),
     "generators": frozenset({"errors", "vocabulary", "queries", "budget"}),
-    "evaluation": frozenset({"errors", "vocabulary", "queries", "budget", "generators"}),
+    "evaluation": frozenset({"errors", "text", "vocabulary", "queries", "budget", "generators"}),
+    "web": frozenset({"errors", "text", "budget"}),  # pages of the console and of the hospital
     "strategies": frozenset({"common"}),
     "client": frozenset({"common", "strategies"}),
     "server": frozenset({"common", "strategies"}),
@@ -136,6 +139,8 @@ def wrong_arrows(modules: Sources) -> list[str]:
             target = name.removeprefix("cohortium.")
             if target == name:
                 continue
+            if here == "cohortium" and ("." not in target or f"cohortium.{target.split('.')[0]}" in modules):
+                continue  # the public API and what lies beside it
             # "from a.b import c": c may be a module or a name in one; the longest known module counts.
             while target not in modules and "." in target:
                 target = target.rpartition(".")[0]
@@ -330,6 +335,8 @@ def wrong_at_a_hospital(modules: Sources) -> list[str]:
             there = side(target) if target.startswith("client.") else ""
             # The guard's service listens on a Unix socket; a reference to a secret is taken apart with urllib.parse.
             listed = (module, library) == ("client.guard_service", "grpc") or name.startswith("urllib.parse")
+            # The hospital's page is a command of people: it listens on 127.0.0.1 and connects to nothing.
+            listed = listed or (module == "client.page.serving" and library in ("asyncio", "uvicorn"))
             if library in NETWORK and here != "courier" and not listed:
                 found.append(f"{module} imports {name}")
             if library == "flwr" and module not in ("client.app", "client.courier", "client.supernode"):
@@ -377,4 +384,5 @@ def test_only_the_guard_and_the_gate_move_the_ledger_on_at_a_hospital() -> None:
         m for m, s in sources().items() if m.startswith("client") and {"reserve", "advance", "note"} & calls_of(s)
     }
     # An officer's rotation of the site's key is the one line that no question of the coordinator brings about.
-    assert writers == {"client.gate", "client.rotation"}
+    # The page's journal is another chain, under a key of its own; it cannot open the site's ledger to write.
+    assert writers == {"client.gate", "client.rotation", "client.page.journal"}

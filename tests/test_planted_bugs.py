@@ -285,7 +285,10 @@ BUGS = (
         "a cap in whatever unit the plan brings",
         checks.check_the_cap_is_always_counted_for_the_policys_number_of_hospitals,
         Gate._check_cap,
-        ("hospitals=self._policy.hospitals", "hospitals=plan.hospitals"),
+        (
+            "self._policy.cap.allows(",
+            '__import__("dataclasses").replace(self._policy.cap, hospitals=plan.hospitals).allows(',
+        ),
     ),
     bug(
         "a vote that the ledger does not know",
@@ -310,7 +313,7 @@ BUGS = (
         "a cap that forgets what was spent",
         checks.check_the_lifetime_cap_counts_what_was_spent_before,
         Gate._check_cap,
-        ("[*charged, (stage.event, stage.steps)]", "[(stage.event, stage.steps)]"),
+        ("*private(self._ledger.charged_events()), ", ""),
     ),
 )
 
