@@ -777,11 +777,12 @@ LARGE_SCHEMA = {
     ],
 }
 MEASURE = """
-import json, resource, sys, time
+import json, sys, time
 from cohortium.client.guard import held_out
 from cohortium.client.records import records, table_digest
 from cohortium.client.sources.base import Source, read_source
 from cohortium.common.schema import Schema
+from cohortium.simulations.benchmarks.memory import peak_bytes
 schema = Schema.from_dict(json.loads(sys.argv[1]))
 began = time.monotonic()
 source = Source(url=sys.argv[2], query="SELECT * FROM large", password=sys.argv[3])
@@ -791,7 +792,7 @@ held = held_out(found, study="s", share=0.2)
 parts = [found.subset(~held), found.subset(held)]
 print(json.dumps({
     "rows": found.rows, "patients": found.patients, "held": parts[1].patients, "digest": digest,
-    "seconds": time.monotonic() - began, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    "seconds": time.monotonic() - began, "mib": peak_bytes() / 2**20,
 }))
 """
 
