@@ -19,13 +19,17 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from cohortium.common.errors import DictionaryError, TableError
+from cohortium.common.late import Late
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from cohortium.common.schema import Column, Schema
+else:
+    pd = Late("pandas")
 
 CELLS = 512  # of a number, about; fine enough to keep what a clinician reads, coarse enough to be noised
 WHOLE_CELLS = 1024  # integers with at most so many values have a cell for each

@@ -18,11 +18,10 @@ from cohortium.common.errors import PeerUnreachable, Refused, UsageError
 from cohortium.common.protocol.signing import public_from_raw
 from cohortium.server.conduct import ask_to_stop, told_state
 from cohortium.server.consortium import Consortium
-from cohortium.server.finish import SAMPLES
 from cohortium.server.mirror import Mirror
 from cohortium.server.progress import Progress
 from cohortium.server.register import Register, RunRow
-from cohortium.server.runs import RunFolder
+from cohortium.server.runs import SAMPLES, RunFolder
 from cohortium.server.seen import Seen
 from cohortium.server.witnesses import between_runs
 

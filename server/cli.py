@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -18,8 +18,10 @@ from rich.table import Table
 
 from cohortium.common.errors import StudyError, UsageError
 from cohortium.common.privacy.budget import rounded_up
-from cohortium.common.privacy.plan import Plan
 from cohortium.common.terminal import emit, err, failures, out
+
+if TYPE_CHECKING:
+    from cohortium.common.privacy.plan import Plan
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 AcceptGuessed = Annotated[

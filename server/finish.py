@@ -43,7 +43,7 @@ from cohortium.common.protocol.signing import public_from_raw
 from cohortium.server.audit import COORDINATOR, bare_digest, claims, said_digest, write_manifest
 from cohortium.server.evaluate import free_sections, kept
 from cohortium.server.mirror import Mirror
-from cohortium.server.runs import RunFolder
+from cohortium.server.runs import SAMPLES, RunFolder
 from cohortium.server.sampling import write_rows
 
 NOT_PROTECTED = (
@@ -64,7 +64,6 @@ GUESSED_WARNING = (
     "tell about its rows is outside the ε: publish nothing unless they are checked or that table is public anyway."
 )
 NOISELESS = "Noise is switched off: there is no privacy at all. For tests only."
-SAMPLES = ("synthetic.parquet", "synthetic.csv")
 LEDGERS = "run/ledgers"
 AUDITED = "rehearsal_audit.json"
 """In a run's folder: the lower bound on ε that a rehearsal with canaries proved (simulations/rehearsal.py)."""

@@ -44,6 +44,8 @@ from cohortium.strategies.secure_sum import SecureSum
 
 HELLO_TIMEOUT_S = 120.0
 ANSWER_TIMEOUT_S = 600.0
+SAMPLES = ("synthetic.parquet", "synthetic.csv")
+"""The released rows, in a run's folder."""
 
 OnEvent = Callable[[dict[str, Any]], None]
 

@@ -26,7 +26,6 @@ from cohortium.client.cli import site_app
 from cohortium.client.member_cli import member_app
 from cohortium.client.page_cli import page
 from cohortium.common.errors import UsageError
-from cohortium.common.evaluation.report import TITLES
 from cohortium.common.privacy.budget import rounded_up
 from cohortium.common.processes import stopping
 from cohortium.common.terminal import emit, err, failures, out
@@ -292,6 +291,8 @@ def show_verdict(folder: Path, result: dict[str, Any]) -> None:
         table = Table(title=f"Compared with {scores['basis']}", title_justify="left")
         for name in ("figure", "synthetic", "95 % interval", "real", "shuffled"):
             table.add_column(name, justify="left" if name == "figure" else "right")
+        from cohortium.common.evaluation.report import TITLES
+
         for name, figure in scores["figures"].items():
             table.add_row(TITLES.get(name, name), *_cells(figure))
         out.print(table)

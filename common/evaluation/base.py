@@ -16,6 +16,8 @@ from typing import Any, Literal, TypeVar
 Direction = Literal["lower", "higher", "none"]
 Word = Literal["good", "usable with care", "not fit", "cannot be assessed"]
 T = TypeVar("T")
+LEVELS_AT_MOST = 20
+"""Of a target that is predicted; more are too few patients each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

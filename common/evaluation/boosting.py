@@ -17,7 +17,6 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from cohortium.common.derived import Trees
-from cohortium.common.evaluation.utility import ONE_THREAD_BELOW
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 ORDINALS = 250
 """Most ordinals of one column, "missing" not counted: the booster bins finer ones away."""
 TREES = 150
+ONE_THREAD_BELOW = 20_000  # rows
 RATE = 0.06
 _PRIOR_ROWS = 10.0  # a level's rate starts from the overall one, worth so many rows
 

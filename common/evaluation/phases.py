@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cohortium.common.evaluation.base import LEVELS_AT_MOST
 from cohortium.common.evaluation.intervals import INTERVALS
 from cohortium.common.evaluation.score_bins import CELLS
-from cohortium.common.evaluation.utility import LEVELS_AT_MOST
 from cohortium.common.query_base import Kind
 from cohortium.common.study_evaluation import AnalysisSpec, few_values, groups_of, survival_of
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cohortium.common.derived import Joint, Scored, Trees
+from cohortium.common.evaluation.base import LEVELS_AT_MOST
 from cohortium.common.evaluation.boosting import TREES, boosted_trees
 from cohortium.common.evaluation.score_bins import Cuts, cuts
-from cohortium.common.evaluation.utility import CASES_AT_LEAST, LEVELS_AT_MOST, CannotBeAssessed
+from cohortium.common.evaluation.utility import CASES_AT_LEAST, CannotBeAssessed
 
 if TYPE_CHECKING:
     from cohortium.common.encoding import Grid

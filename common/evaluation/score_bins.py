@@ -13,12 +13,18 @@ the normal-quantile scale (a class whose scores lie lower leans to the lower end
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from cohortium.common.evaluation import score_statistics as stats
 from cohortium.common.evaluation.boosting import chance
+from cohortium.common.late import Late
+
+if TYPE_CHECKING:
+    from scipy import special
+else:
+    special = Late("scipy.special")
 
 CELLS = 100
 MOST_BINS = 20
@@ -84,11 +90,11 @@ class Cuts:
         plain = counts[:, bin_of] * shape
         if self.bins == len(self.cells) + 1 or self.bins == 1:
             return np.asarray(plain)
-        z = ndtri(np.clip(np.cumsum(synthetic)[:-1], _FAR, 1 - _FAR))
+        z = special.ndtri(np.clip(np.cumsum(synthetic)[:-1], _FAR, 1 - _FAR))
         total = counts.sum(axis=1, keepdims=True)
         below = np.cumsum(counts, axis=1)[:, :-1] / np.where(total > 0, total, 1.0)
-        moved = ndtri(np.clip(below, _TAIL, 1 - _TAIL)) - z[self.places]
-        shifted = ndtr(z + moved @ _interpolation(z, self.places))
+        moved = special.ndtri(np.clip(below, _TAIL, 1 - _TAIL)) - z[self.places]
+        shifted = special.ndtr(z + moved @ _interpolation(z, self.places))
         ends = np.zeros((len(counts), 1))
         shift = total * np.diff(np.concatenate([ends, shifted, ends + 1.0], axis=1), axis=1)
         lean = np.reshape(lean, (-1, 1))

@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from cohortium.common.evaluation import cells, references
-from cohortium.common.evaluation.base import Figure
+from cohortium.common.evaluation.base import LEVELS_AT_MOST, Figure
+from cohortium.common.evaluation.boosting import ONE_THREAD_BELOW
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from cohortium.common.schema import Column
 
-LEVELS_AT_MOST = 20
 CASES_AT_LEAST = 5
 TRAIN_ROWS_AT_MOST = 200_000
 RESAMPLES = 300
-ONE_THREAD_BELOW = 20_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,12 +13,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from cohortium.common.generators.base import Ask, Facts, Floats, Phase, Progress, Settings
 from cohortium.common.generators.measure import Measured, Shares, is_fine, measure, measuring_phases
 from cohortium.common.generators.model import MixtureModel, targets_of, with_outcome
-from cohortium.common.generators.threads import one_thread
+from cohortium.common.generators.threads import one_thread, torch
 
 if TYPE_CHECKING:
     from cohortium.common.encoding import Grid

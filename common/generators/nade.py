@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cohortium.common.errors import ProtocolError
 from cohortium.common.generators.base import Floats
-from cohortium.common.generators.threads import one_thread
+from cohortium.common.generators.threads import one_thread, torch
 
 BLOCK_ROWS = 1056  # 11 · 96, a multiple of every kernel's tile (8, 12, 16, 24, 32, 48): no row is at an edge
 LEAST_BLOCK_ROWS = 96
@@ -34,8 +34,9 @@ MOST_BINS = 1_000_000
 HOST = "cpu"
 
 Bins2 = NDArray[np.integer[Any]]
-Weights = tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]
-"""b, and (E_c, V_c, o_c) of each column."""
+if TYPE_CHECKING:
+    Weights = tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]
+    """b, and (E_c, V_c, o_c) of each column."""
 
 
 class Nade:
@@ -44,7 +45,7 @@ class Nade:
 
     def __init__(self, spec: Mapping[str, Any], *, device: str | None = None) -> None:
         """device: where it computes; CUDA where there is one, else the processor. Both in float64."""
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else HOST))
+        self._named = device
         bins, hidden = spec.get("bins"), spec.get("hidden")
         wrong = ProtocolError("NETWORK-SPEC", "a nade needs a list of bins >= 1 and hidden between 1 and 256")
         if not isinstance(bins, list) or not bins or not all(type(b) is int and b >= 1 for b in bins):
@@ -62,7 +63,15 @@ class Nade:
             at = o + size
             self._spans.append((e, v, o, at))
         self.size = at
-        self._first = torch.tensor(np.cumsum((0, *self.bins[:-1])))[:, None]
+
+    @cached_property
+    def _device(self) -> torch.device:
+        """Looked for when it computes: whoever asks for a size alone does not load torch."""
+        return torch.device(self._named or ("cuda" if torch.cuda.is_available() else HOST))
+
+    @cached_property
+    def _first(self) -> torch.Tensor:
+        return torch.tensor(np.cumsum((0, *self.bins[:-1])))[:, None].to(self._device)
 
     @property
     def block_rows(self) -> int:
@@ -168,7 +177,7 @@ class Nade:
         for d, h, (_, head, level) in zip(deltas, hidden, parts, strict=True):
             _product(head.T, h.T, out=d).add_(level[:, None])
             _exp_(d.sub_(d.amax(0))).div_(d.sum(0))
-        mine = x + self._first.to(self._device)
+        mine = x + self._first
         p = delta.gather(0, mine)
         delta.scatter_(0, mine, p - 1.0)
         for c, (_, head, _) in enumerate(parts):

@@ -18,13 +18,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr, logsumexp, ndtr
 
+from cohortium.common.late import Late
 from cohortium.common.privacy.budget import Relation
+
+if TYPE_CHECKING:
+    from scipy import special
+else:
+    special = Late("scipy.special")
 
 Floats = NDArray[np.float64]
 Group = tuple[float, float, int]
@@ -42,8 +47,8 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
     """delta of a Gaussian mechanism with sensitivity over noise `mu` (Balle & Wang 2018, theorem 8)."""
     if mu == 0.0:
         return 0.0
-    upper = float(ndtr(mu / 2 - epsilon / mu))
-    return max(0.0, upper - math.exp(min(700.0, epsilon + float(log_ndtr(-mu / 2 - epsilon / mu)))))
+    upper = float(special.ndtr(mu / 2 - epsilon / mu))
+    return max(0.0, upper - math.exp(min(700.0, epsilon + float(special.log_ndtr(-mu / 2 - epsilon / mu)))))
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
@@ -160,20 +165,22 @@ class _Pair:
     def loss(self, x: Floats) -> Floats:
         total = np.zeros_like(x)
         if len(self.left) > 1:
-            total = total + logsumexp(self.offsets[:, None] - self.slopes[:, None] * x, axis=0)
+            total = total + special.logsumexp(self.offsets[:, None] - self.slopes[:, None] * x, axis=0)
         if len(self.right) > 1:
-            total = total - logsumexp(self.offsets[:, None] + self.slopes[:, None] * x, axis=0)
+            total = total - special.logsumexp(self.offsets[:, None] + self.slopes[:, None] * x, axis=0)
         return total
 
     def upper(self, x: Floats) -> Floats:
         """P of everything up to x."""
         weights = self.weights if len(self.left) > 1 else np.ones(1)
-        return np.asarray(weights @ ndtr((x + self.left[:, None]) / self.noise))
+        return np.asarray(weights @ special.ndtr((x + self.left[:, None]) / self.noise))
 
     def log_lower(self, x: Floats) -> Floats:
         """log Q of everything up to x."""
         weights = self.log_weights if len(self.right) > 1 else np.zeros(1)
-        return np.asarray(logsumexp(weights[:, None] + log_ndtr((x - self.right[:, None]) / self.noise), axis=0))
+        return np.asarray(
+            special.logsumexp(weights[:, None] + special.log_ndtr((x - self.right[:, None]) / self.noise), axis=0)
+        )
 
     def moments(self) -> tuple[float, float]:
         """Mean and variance of the loss under P, by the trapezoid rule."""

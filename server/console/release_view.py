@@ -25,13 +25,13 @@ from cohortium.server.console.release_checklist import Item, Looked, checklist
 from cohortium.server.console.release_folder import FOLDER, Written, read_written
 from cohortium.server.console.result_file import REHEARSAL, Whole, read_result
 from cohortium.server.console.result_view import results_of
-from cohortium.server.finish import SAMPLES, read_books
+from cohortium.server.finish import read_books
 from cohortium.server.register import RunRow
 from cohortium.server.release import Released, release, signatures_needed
 from cohortium.server.release_documents import DOCUMENTS, DocumentFacts, write_documents
 from cohortium.server.release_gate import Finding, decide, minimum_of
 from cohortium.server.release_verify import Verified, verify
-from cohortium.server.runs import RunFolder
+from cohortium.server.runs import SAMPLES, RunFolder
 
 BY_WORD = ("RELEASE-REHEARSAL", "RELEASE-GUESSED")
 """Findings that a person may answer for, by name: --rehearsal and --accept-guessed-ranges."""

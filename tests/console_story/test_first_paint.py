@@ -26,7 +26,7 @@ from cohortium.server.console.accounts import Accounts
 from cohortium.server.console.settings import Settings
 from cohortium.server.console.store import FILE
 
-MOST_MS, MORE_MS = 300, 200
+MOST_MS, MOST_TIMES = 300, 2.5
 LOADS, TRIES = 5, 3
 PAGES = ("/", "/studies", "/sites", "/sites/site-07", "/runs", "/runs/RUN", "/budget", "/results", "/release", "/audit")
 
@@ -93,17 +93,20 @@ def browser() -> Iterator[Browser]:
 
 @pytest.mark.parametrize("path", PAGES)
 def test_the_first_content_is_painted_within_300_ms(console: tuple[str, str, str], browser: Browser, path: str) -> None:
-    """The median of five loads. The limit is for two cores of one's own: where other work has the machine, and the
-    empty sign-in page is slow as well, a page may take no more than MORE_MS beyond it, in one of three tries."""
+    """The median of five loads; three on one side of the limit decide it. The limit is for two cores of one's own:
+    where other work has the machine, and the empty sign-in page is slow as well, a page may take no more than
+    MOST_TIMES as long, in one of three tries."""
     address, session, run = console
     for _ in range(TRIES):
-        painted = [_painted(browser, address + path.replace("RUN", run), session) for _ in range(LOADS)]
+        painted: list[float] = []
+        while max(sum(ms < MOST_MS for ms in painted), sum(ms >= MOST_MS for ms in painted)) <= LOADS // 2:
+            painted.append(_painted(browser, address + path.replace("RUN", run), session))
         print(f"{path}: {_told(painted)} ms")
-        if statistics.median(painted) < MOST_MS:
+        if sum(ms < MOST_MS for ms in painted) > LOADS // 2:
             return
-        empty = [_painted(browser, address + "/sign-in", None) for _ in range(LOADS)]
+        empty = [_painted(browser, address + "/sign-in", None) for _ in range(LOADS // 2 + 1)]
         print(f"the sign-in page: {_told(empty)} ms")
-        if statistics.median(painted) - statistics.median(empty) < MORE_MS:
+        if statistics.median(painted) < MOST_TIMES * statistics.median(empty):
             return
     raise AssertionError(f"{path}: {_told(painted)} ms, the sign-in page {_told(empty)} ms")
 

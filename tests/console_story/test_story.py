@@ -126,7 +126,8 @@ def approve_at_hospital(crowd: People, parties: Parties, site: str, run: str) ->
     page = officer.page
     page.goto(found[0])
     base = found[0].split("/open")[0]
-    officer.open(base + "/")
+    page.wait_for_url(base + "/")  # the link's page goes on there by itself
+    officer.look()
     officer.open(base + "/asked")
     officer.press(page.get_by_role("link", name=run))
     page.get_by_role("heading", name="The plan in words").wait_for()

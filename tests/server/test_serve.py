@@ -282,11 +282,3 @@ def test_serve_from_ready_to_the_end(served: tuple[Consortium, subprocess.Popen[
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0 and heard(log, "stopping")
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in everybody), 20)
-
-
-def test_the_services_that_wait_load_nothing_that_fits_models() -> None:
-    """A second and a half of a core and some 200 MB each, for processes that hold connections and show pages."""
-    modules = "cohortium.server.serve, cohortium.server.console.app, cohortium.server.consortium_cli"
-    script = f"import sys, {modules}; print({{'torch', 'sklearn', 'ray', 'dp_accounting'}} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"

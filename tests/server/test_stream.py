@@ -298,18 +298,18 @@ def test_a_courier_started_twice(world: Make) -> None:
 def test_too_few(world: Make) -> None:
     here = world()
     here.deaf.add("c")
-    quick = server_stream.Timings(**{**_dict(FAST_SERVER), "opening_s": 2.0})
+    quick = server_stream.Timings(**{**_dict(FAST_SERVER), "opening_s": 5.0})
     with pytest.raises(PeerUnreachable) as caught:
-        here.courier(timings=quick).discover("abc", timeout_s=2.0)
+        here.courier(timings=quick).discover("abc", timeout_s=5.0)
     assert caught.value.code == "GRID-TOO-FEW-SITES"
-    assert here.courier(timings=quick).discover("abc", timeout_s=2.0, quorum=2) == ("a", "b")
+    assert here.courier(timings=quick).discover("abc", timeout_s=5.0, quorum=2) == ("a", "b")
     here.deaf.clear()
     here.proxies["c"].refusing = True
     with pytest.raises(PeerUnreachable) as caught:
-        here.courier(run="run-2", timings=quick).discover("abc", timeout_s=2.0)
+        here.courier(run="run-2", timings=quick).discover("abc", timeout_s=5.0)
     assert caught.value.code == "STREAM-TOO-FEW" and caught.value.where == ("c",)
     late = here.courier(run="run-3", timings=quick)
-    assert late.discover("abc", timeout_s=2.0, quorum=2) == ("a", "b")
+    assert late.discover("abc", timeout_s=5.0, quorum=2) == ("a", "b")
     here.proxies["c"].heal()
     until(lambda: late.connected == ("a", "b", "c"))
     assert ask(late, "abc") == good("abc")

@@ -24,16 +24,17 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", (*PAGES, "run"))
-def test_a_page_is_there_within_300_ms(desk: Desk, page: str) -> None:
-    """The median of five: other work on the machine must not decide. The first one, with cold caches, is printed."""
+def test_a_page_takes_300_ms_at_most(desk: Desk, page: str) -> None:
+    """CPU time, the median of five: other work on the machine must not decide. The first one has cold caches. By the
+    clock, in a browser: console_story/test_first_paint.py."""
     client = signed_in(desk)
     client.get("/healthz")
     if page == "run":
         page = f"/runs/{next(row.run for row in desk.register.runs() if row.state == 'running')}"
     taken = []
     for _ in range(5):
-        begun = time.perf_counter()
+        begun = time.process_time()
         assert client.get(page).status_code == 200
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.process_time() - begun)
     print(f"{page}: first {1000 * taken[0]:.0f} ms, median {1000 * statistics.median(taken):.0f} ms")
     assert statistics.median(taken) < MOST_S
