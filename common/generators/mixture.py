@@ -3,21 +3,23 @@
 p(x) = Σ_k w_k Π_c P_c[k, x_c] with P_c[k] = softmax(o_c + Φ_c a_kc): a component tilts the one-ways along the
 measured features and nowhere else, so that noise finds no free cells to live in. Its one-ways are
 Σ_k w_k P_c[k] and its Gram blocks Σ_k w_k (P_c Φ_c)[k]ᵀ (P_c' Φ_c')[k]: both differentiable,
-both compared with what was measured, each weighted by its known noise. The fit costs no budget.
+both compared with what was measured, each weighted by its known noise. The fit (Adam) costs no budget.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cohortium.common.generators.base import Ask, Facts, Floats, Phase, Progress, Settings
 from cohortium.common.generators.measure import Measured, Shares, is_fine, measure, measuring_phases
 from cohortium.common.generators.model import MixtureModel, targets_of, with_outcome
-from cohortium.common.generators.threads import one_thread, torch
+from cohortium.common.generators.steps import Adam
+from cohortium.common.generators.threads import one_thread
 
 if TYPE_CHECKING:
     from cohortium.common.encoding import Grid
@@ -73,51 +75,98 @@ def fit_mixture(
     """(weights [K], tables per column [K, bins])."""
     steps = FINE_STEPS if is_fine(facts) else STEPS
     k = components_for(measured)
-    rng = np.random.default_rng([seed, 0x6D69])
-    sizes = [len(p) for p in measured.one_way]
-    n = measured.total
-    one_way_sd = np.sqrt(np.concatenate(measured.one_way_sd) ** 2 + 0.05 / n)
-    gram_sd = math.sqrt(measured.gram_sd**2 + 0.5 / n)
+    goal = _Goal.of(measured)
     with one_thread():
-        base = torch.tensor(np.log(np.concatenate(measured.one_way) + 1e-6), requires_grad=True)
-        tilt = torch.tensor(_start(measured, k, rng), requires_grad=True)
-        log_weight = torch.zeros(k, dtype=torch.float64, requires_grad=True)
-        target = torch.tensor(np.concatenate(measured.one_way))
-        one_way_weight = torch.tensor(one_way_sd**-2.0)
-        gram = torch.tensor(measured.gram)
-        features = [torch.tensor(f) for f in measured.features]
-        ends = measured.ends
-        off = torch.ones_like(gram)
-        for a, b in itertools.pairwise(ends):
-            off[a:b, a:b] = 0.0
-        optimiser = torch.optim.Adam([base, tilt, log_weight], lr=LEARNING_RATE, betas=(0.9, 0.99))
+        start = _start(measured, k, np.random.default_rng([seed, 0x6D69]))
+        at = np.concatenate([np.log(goal.one_way + 1e-6), start.ravel(), np.zeros(k)])
+        adam = Adam(size=len(at), rate=LEARNING_RATE, beta_1=0.9, beta_2=0.99)
         for step in range(steps):
-            for group in optimiser.param_groups:
-                group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-3
-            w = torch.softmax(log_weight, 0)
-            tables = _tables(base, tilt, features, sizes, ends)
-            ones = torch.cat([w @ t for t in tables])
-            means = torch.cat([t @ f for t, f in zip(tables, features)], 1)
-            gap = (means.T @ (means * w[:, None]) - gram) * off
-            loss = (one_way_weight * (ones - target) ** 2).sum() + 0.5 * (gap**2).sum() / gram_sd**2
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            adam.rate = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps)) + 1e-3
+            at += adam.step(goal.gradient(at, k)[1])
             if progress is not None and step % 25 == 0:
                 progress("fitting the mixture", step / steps)
-        with torch.no_grad():
-            weights = torch.softmax(log_weight, 0).numpy().copy()
-            final = tuple(t.numpy().copy() for t in _tables(base, tilt, features, sizes, ends))
-    return weights, final
+        weights, tables = goal.mixture(at, k)
+    return weights, tuple(tables)
 
 
-def _tables(
-    base: torch.Tensor, tilt: torch.Tensor, features: list[torch.Tensor], sizes: list[int], ends: Any
-) -> list[torch.Tensor]:
-    return [
-        torch.softmax(o + tilt[:, a:b] @ f.T, 1)
-        for o, f, a, b in zip(base.split_with_sizes(sizes), features, ends[:-1], ends[1:])
-    ]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Goal:
+    """What was measured, each with its precision, and the loss of a mixture against it.
+
+    one_way, precision: [bins of all columns]; gram: [Σk, Σk]; gram_precision: 1 / variance of an entry, 0 inside a
+    column's own block. cells, ends: where each column's bins and features begin and end. A mixture's parameters lie
+    in one vector: base logits [bins], tilts [K, Σk], log weights [K].
+    """
+
+    one_way: Floats
+    precision: Floats
+    gram: Floats
+    gram_precision: Floats
+    features: tuple[Floats, ...]
+    cells: tuple[tuple[int, int], ...]
+    ends: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, measured: Measured) -> _Goal:
+        n = measured.total
+        ends = tuple(itertools.pairwise(int(end) for end in measured.ends))
+        cells = tuple(itertools.pairwise(np.cumsum([0, *(len(p) for p in measured.one_way)]).tolist()))
+        gram_precision = np.full(measured.gram.shape, 1.0 / (measured.gram_sd**2 + 0.5 / n))
+        for a, b in ends:
+            gram_precision[a:b, a:b] = 0.0
+        return cls(
+            one_way=np.concatenate(measured.one_way),
+            precision=1.0 / (np.concatenate(measured.one_way_sd) ** 2 + 0.05 / n),
+            gram=measured.gram,
+            gram_precision=gram_precision,
+            features=tuple(measured.features),
+            cells=cells,
+            ends=ends,
+        )
+
+    def mixture(self, at: Floats, k: int) -> tuple[Floats, list[Floats]]:
+        """Weights [K] and a table [K, bins] for each column."""
+        base, tilt, log_weight = self._split(at, k)
+        tables = [
+            _softmax(base[p:q] + tilt[:, a:b] @ feature.T)
+            for (p, q), (a, b), feature in zip(self.cells, self.ends, self.features, strict=True)
+        ]
+        return _softmax(log_weight[None])[0], tables
+
+    def gradient(self, at: Floats, k: int) -> tuple[float, Floats]:
+        """The loss and its gradient. By hand: an automatic one computes the same, and takes a library to load."""
+        w, tables = self.mixture(at, k)
+        means = np.concatenate([t @ f for t, f in zip(tables, self.features, strict=True)], axis=1)
+        gap = means.T @ (means * w[:, None]) - self.gram
+        pull = gap * self.gram_precision
+        short = np.concatenate([w @ t for t in tables]) - self.one_way
+        loss = float((self.precision * short**2).sum() + 0.5 * (pull * gap).sum())
+
+        out = np.empty_like(at)
+        d_base, d_tilt, d_weight = self._split(out, k)
+        d_one = 2.0 * self.precision * short
+        mixed = means @ pull  # d loss / d means = 2 w · mixed, because `pull` is symmetric
+        d_w = (mixed * means).sum(axis=1)
+        for t, f, (p, q), (a, b) in zip(tables, self.features, self.cells, self.ends, strict=True):
+            d_w += t @ d_one[p:q]
+            d_table = d_one[p:q] + 2.0 * mixed[:, a:b] @ f.T
+            d_table -= (t * d_table).sum(axis=1, keepdims=True)
+            d_table *= t * w[:, None]  # through the softmax
+            d_base[p:q] = d_table.sum(axis=0)
+            d_tilt[:, a:b] = d_table @ f
+        d_weight[:] = w * (d_w - w @ d_w)
+        return loss, out
+
+    def _split(self, at: Floats, k: int) -> tuple[Floats, Floats, Floats]:
+        bins = len(self.one_way)
+        return at[:bins], at[bins : len(at) - k].reshape(k, -1), at[len(at) - k :]
+
+
+def _softmax(logits: Floats) -> Floats:
+    """Of each row."""
+    out = np.exp(logits - logits.max(axis=1, keepdims=True))
+    out /= out.sum(axis=1, keepdims=True)
+    return out
 
 
 def _start(measured: Measured, k: int, rng: np.random.Generator) -> Floats:

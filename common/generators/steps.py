@@ -29,6 +29,8 @@ class Adam:
 
     size: int
     rate: float
+    beta_1: float = BETA_1
+    beta_2: float = BETA_2
     steps: int = 0
     mean: Floats | None = None
     square: Floats | None = None
@@ -37,10 +39,10 @@ class Adam:
         self.steps += 1
         if self.mean is None or self.square is None:
             self.mean, self.square = np.zeros(self.size), np.zeros(self.size)
-        self.mean = BETA_1 * self.mean + (1 - BETA_1) * gradient
-        self.square = BETA_2 * self.square + (1 - BETA_2) * gradient**2
-        mean = self.mean / (1 - BETA_1**self.steps)
-        square = self.square / (1 - BETA_2**self.steps)
+        self.mean = self.beta_1 * self.mean + (1 - self.beta_1) * gradient
+        self.square = self.beta_2 * self.square + (1 - self.beta_2) * gradient**2
+        mean = self.mean / (1 - self.beta_1**self.steps)
+        square = self.square / (1 - self.beta_2**self.steps)
         return -self.rate * mean / (np.sqrt(square) + 1e-8)
 
 
