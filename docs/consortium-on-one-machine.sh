@@ -4,6 +4,7 @@
 # gives from the same seed: they are the same bytes.
 #
 #   bash docs/consortium-on-one-machine.sh [FOLDER]      COHORTIUM_TRY_PORTS: the first of four ports (7440)
+#                                                        COHORTIUM_TRY_STUDY: another study of the demo's table
 #
 # A rehearsal: --seed makes everything reproducible, its noise too. A real study leaves --seed and --rehearsal-seed out.
 set -euo pipefail
@@ -12,7 +13,7 @@ work=$(realpath -m "${1:-consortium-try}")
 port=${COHORTIUM_TRY_PORTS:-7440}
 seed=7
 here=$(python -c 'from importlib import resources; print(resources.files("cohortium.simulations"))')
-study=$here/scenarios/demo.toml
+study=${COHORTIUM_TRY_STUDY:-$here/scenarios/demo.toml}
 mkdir -p "$work"
 chmod 0711 "$work"
 

@@ -375,8 +375,8 @@ class Hub:
             asking = Asking(numbering=secrets.token_bytes(NUMBERING_BYTES))
             line = run.lines[frame.site] = _Line(ticket=frame.ticket, asking=asking)
         attachment.named.add(frame.site)
-        if line.stream is not None:
-            self._tell(run, frame.site, code=Code.CONNECTED)
+        # Either word says that a courier may come now: before, it would be told that nobody knows the run.
+        self._tell(run, frame.site, code=Code.LOST if line.stream is None else Code.CONNECTED)
         return None
 
     def _detach(self, attachment: _Attachment, code: str) -> None:

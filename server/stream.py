@@ -72,6 +72,7 @@ class StreamCourier:
         self._tickets: dict[str, bytes] = {}
         self._lost: dict[str, float] = {}  # site without a stream -> since when
         self._asked: dict[str, float] = {}  # when Flower was last asked for a site's stream
+        self._named: set[str] = set()  # sites that the hub knows by this attempt's ticket
         self._exchange = 0
         self._waiting: dict[str, bytes] = {}  # this exchange's questions without an answer
         self._answers: dict[str, tuple[bytes, str]] = {}
@@ -235,6 +236,7 @@ class StreamCourier:
                 pb.HubFrame(run=self._run, site=site, code=Code.ATTACH, ticket=ticket)
                 for site, ticket in self._tickets.items()
             ]
+            self._named = set()
             use([*named, *(self._question(site) for site in self._waiting)])
             self._changed.notify_all()
 
@@ -256,10 +258,12 @@ class StreamCourier:
                     self._answers[site] = (frame.envelope, code)
                 else:
                     self.ignored += 1
-            elif code == Code.CONNECTED:
-                self._lost.pop(site, None)
-            elif code == Code.LOST and site in self._tickets:
-                self._lost.setdefault(site, time.monotonic())
+            elif code in (Code.CONNECTED, Code.LOST) and site in self._tickets:
+                self._named.add(site)
+                if code == Code.CONNECTED:
+                    self._lost.pop(site, None)
+                else:
+                    self._lost.setdefault(site, time.monotonic())
             elif code == Code.REPLACED:
                 self._replaced = True
             self._changed.notify_all()
@@ -288,6 +292,9 @@ class StreamCourier:
                 )
 
     def _due(self, site: str, now: float) -> bool:
+        """Not before the hub has heard of the site: a courier that comes first is turned away, and asked again late."""
+        if site not in self._named:
+            return False
         asked = self._asked.get(site)
         if asked is None:
             return True

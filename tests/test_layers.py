@@ -33,19 +33,20 @@ ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "modes": frozenset({"errors"}),  # who may read a key file
     "processes": frozenset(),  # what child processes have in common
+    "late": frozenset(),  # modules that wait for their first use
     "text": frozenset(),  # hostile text made fit to be shown
     "terminal": frozenset({"errors"}),  # how a command prints
     "logs": frozenset(),  # how a process tells what happened
-    "vocabulary": frozenset({"errors"}),
+    "vocabulary": frozenset({"errors", "late"}),
     "messages": frozenset({"errors"}),
     "budget": frozenset({"errors"}),
     "protocol": frozenset({"errors", "messages"}),
     "proposals": frozenset({"errors", "vocabulary", "messages", "protocol", "privacy"}),  # plan, keys, dictionary
     "queries": frozenset({"errors", "vocabulary", "registry"}),
     "registry": frozenset({"errors", "generators"}),
-    "privacy": frozenset({"errors", "vocabulary", "queries", "budget", "messages"}),
-    "generators": frozenset({"errors", "vocabulary", "queries", "budget"}),
-    "evaluation": frozenset({"errors", "text", "vocabulary", "queries", "budget", "generators"}),
+    "privacy": frozenset({"errors", "late", "vocabulary", "queries", "budget", "messages"}),
+    "generators": frozenset({"errors", "late", "vocabulary", "queries", "budget"}),
+    "evaluation": frozenset({"errors", "late", "text", "vocabulary", "queries", "budget", "generators"}),
     "web": frozenset({"errors", "text", "budget"}),  # pages of the console and of the hospital
     "strategies": frozenset({"common"}),
     "client": frozenset({"common", "strategies"}),

@@ -51,7 +51,7 @@ def good(names: Any, what: bytes = b"question") -> dict[str, bytes]:
 
 def started(world: World, **options: Any) -> StreamCourier:
     courier = world.courier(**options)
-    assert courier.discover(world.names, timeout_s=10.0) == tuple(sorted(world.names))
+    assert courier.discover(world.names, timeout_s=30.0) == tuple(sorted(world.names))
     return courier
 
 
@@ -265,7 +265,7 @@ def test_a_new_server_app_replaces_the_old_one(world: Make) -> None:
     until(lambda: len(here.guards["b"].handled) == 1)
     second = here.courier()
     threading.Timer(0.3, held.set).start()
-    assert second.discover("abc", timeout_s=10.0) == ("a", "b", "c")
+    assert second.discover("abc", timeout_s=30.0) == ("a", "b", "c")
     waiting.join(10)
     assert failed == ["RUN-REPLACED"]
     assert ask(second, "abc", b"new") == good("abc", b"new")
@@ -293,6 +293,16 @@ def test_a_courier_started_twice(world: Make) -> None:
     until(lambda: not old.running())
     assert ask(courier, "ab") == good("ab")
     assert twin.running() == ("run-1",)
+
+
+def test_no_courier_is_asked_before_the_hub_knows_the_run(world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that is slow to hear who takes part would turn couriers away, and they are asked again seconds later."""
+    here = world()
+    hear = here.hub._hear
+    monkeypatch.setattr(here.hub, "_hear", lambda *of: (time.sleep(0.3), hear(*of))[1])
+    courier = here.courier(timings=server_stream.Timings(**{**_dict(FAST_SERVER), "reopen_again_s": 60.0}))
+    assert courier.discover("abc", timeout_s=5.0) == ("a", "b", "c")
+    assert [site for what, site in here.asked if what == "stream"] == ["a", "b", "c"]
 
 
 def test_too_few(world: Make) -> None:
@@ -344,7 +354,7 @@ def test_what_is_too_large_is_not_sent(world: Make, monkeypatch: pytest.MonkeyPa
     courier = started(here)
     monkeypatch.setattr(server_stream, "MOST_RELAY_BYTES", 1000)
     messages = {"a": b"x" * 1001, "b": b"x" * 1000}
-    assert list(courier.exchange(messages, timeout_s=10.0)) == ["b"]
+    assert list(courier.exchange(messages, timeout_s=30.0)) == ["b"]
     assert courier.absent == {"a": Absence.NOT_SENT}
     monkeypatch.setattr("cohortium.client.stream.MOST_RELAY_BYTES", 1000)
     assert ask(courier, "ab", b"x" * 990) == {} and set(courier.absent.values()) == {Absence.REFUSED}
