@@ -212,7 +212,7 @@ def whole(study: Path, table: Path, split: str, out: Path) -> dict[str, Any]:
 
     with (
         patch.object(FederatedAsk, "__call__", asked),
-        patch("cohortium.server.runs.evaluate", clock.timed("evaluate", evaluate)),
+        patch("cohortium.server.evaluate.evaluate", clock.timed("evaluate", evaluate)),
         patch("cohortium.simulations.finish.sample", clock.timed("sample", sample)),
         patch("cohortium.simulations.finish.publish", clock.timed("publish", publish)),
     ):

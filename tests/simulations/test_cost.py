@@ -256,6 +256,13 @@ def test_the_design_can_be_run(case: cost_runs.Case, tmp_path: Path) -> None:
     assert (plan.holdout > 0) == case.holdout
 
 
+@pytest.mark.slow
+def test_a_study_is_measured_as_people_run_it(tmp_path: Path) -> None:
+    study, table = cost_runs.Case(rows=200, columns=5, sites=3, epsilon=1.0).write(tmp_path)
+    found = cost_runs.in_process("whole", str(study), str(table), "iid:3", str(tmp_path / "out"))
+    assert found["seconds"]["fit"] > 0 and found["seconds"]["sample"] > 0, found
+
+
 def test_the_clock_gives_each_part_its_own() -> None:
     clock = cost_runs._Clock()
     spend = sum
