@@ -106,7 +106,7 @@ class StreamCourier:
             # New tickets for each attempt: couriers of an earlier one cannot answer for this.
             self._tickets = {site: secrets.token_bytes(TICKET_BYTES) for site in found}
             self._lost = dict.fromkeys(found, now)
-            self._asked = {}
+            self._asked, self._named = {}, set()
         if not self._threads:
             self._threads.append(_started(self._hub.keep, "hub-link"))
             self._threads.append(_started(self._reopen, "stream-opener"))
