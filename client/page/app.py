@@ -6,8 +6,6 @@ import time
 from typing import Any
 
 from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from cohortium.client.page import routes_asked, routes_left, routes_site
@@ -15,14 +13,12 @@ from cohortium.client.page.room import (
     PRODUCT,
     Outside,
     Room,
-    WrongToken,
     cookie_name,
     render,
     room_of,
     user_of_request,
 )
-from cohortium.common.errors import CohortiumError
-from cohortium.common.web.failures import failure, status_of, wrong_address, wrong_values
+from cohortium.common.web.failures import answer_failures, failure
 from cohortium.common.web.guarding import GuardedApp, Guarding
 from cohortium.common.web.pages import Pages, report_style, static
 
@@ -77,28 +73,10 @@ def _errors(app: FastAPI) -> None:
             return HTMLResponse(request.app.state.pages.text("failure.html.j2", error=facts), status_code=200)
         return render(request, "error.html.j2", title="This did not work", here="", status=status, error=facts)
 
-    async def ours(request: Request, error: Exception) -> Response:
-        assert isinstance(error, CohortiumError)
-        return page(request, error.as_json(), status_of(error, _STATUS))
-
     async def outside(request: Request, error: Exception) -> Response:
         if "hx-request" in request.headers:
             return Response("PAGE-CLOSED\n", status_code=401, media_type="text/plain")
         return page(request, failure(*_OUTSIDE), 401)
-
-    async def token(request: Request, error: Exception) -> Response:
-        facts = failure("WEB-TOKEN", "this form is not of your session", "go back, load the page again and repeat it")
-        return page(request, facts, 403)
-
-    async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        answer = page(request, wrong_address(error), error.status_code)
-        answer.headers.update(error.headers or {})
-        return answer
-
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return page(request, wrong_values(error), 422)
 
     async def closed(request: Request, error: Exception) -> Response:
         return page(request, failure("FILE", "a file of the site cannot be read", "cohortium site check"), 409)
@@ -107,10 +85,7 @@ def _errors(app: FastAPI) -> None:
         facts = failure("INTERNAL", f"this is our bug, not yours: {type(error).__name__}", "do it in the terminal")
         return page(request, facts, 500)
 
-    app.add_exception_handler(CohortiumError, ours)
+    answer_failures(app, page, own=_STATUS)
     app.add_exception_handler(Outside, outside)
-    app.add_exception_handler(WrongToken, token)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(OSError, closed)
     app.add_exception_handler(Exception, bug)

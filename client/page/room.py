@@ -20,6 +20,7 @@ from cohortium.client.page.ledger_view import Papers, Reader
 from cohortium.client.page.sight import Sight, look
 from cohortium.client.site import Site
 from cohortium.common.errors import CohortiumError, Refused
+from cohortium.common.web.failures import WrongToken
 from cohortium.common.web.pages import nav
 
 PRODUCT = "Cohortium at this hospital"
@@ -131,10 +132,6 @@ def _since(path: Any) -> float | None:
 
 class Outside(Exception):
     """No session: the link on the terminal was not used in this browser."""
-
-
-class WrongToken(Exception):
-    """A form without the session's token."""
 
 
 def room_of(request: Request) -> Room:

@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
 from cohortium.common.errors import Refused
+from cohortium.common.web.failures import WrongToken
 from cohortium.server.console.accounts import AUDITOR, COORDINATOR, SITE, Account, Session
 from cohortium.server.console.desk import Desk
 
@@ -41,10 +42,6 @@ class NotSignedIn(Exception):
 
 class NotAllowed(Exception):
     """Signed in, but not in a role that may; or something that this account does not see."""
-
-
-class WrongToken(Exception):
-    """A form without its session's token."""
 
 
 def desk_of(request: Request) -> Desk:

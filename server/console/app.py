@@ -7,15 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from cohortium.common.errors import CohortiumError
-from cohortium.common.web.failures import failure, status_of, wrong_address, wrong_values
+from cohortium.common.web.failures import answer_failures, failure
 from cohortium.common.web.guarding import GuardedApp, Guarding
 from cohortium.common.web.pages import Pages, nav, report_style, static
-from cohortium.server.console.access import NotAllowed, NotSignedIn, WrongToken, desk_of, session_of, to_sign_in
+from cohortium.server.console.access import NotAllowed, NotSignedIn, desk_of, session_of, to_sign_in
 from cohortium.server.console.accounts import SITE, Account
 from cohortium.server.console.desk import Desk
 from cohortium.server.console.jobs import MOST_TABLE
@@ -149,30 +146,12 @@ def _errors(app: FastAPI) -> None:
             return HTMLResponse(text, status_code=status)
         return render(request, "error.html.j2", title="This did not work", here="", status=status, error=facts)
 
-    async def ours(request: Request, error: Exception) -> Response:
-        assert isinstance(error, CohortiumError)
-        return page(request, error.as_json(), status_of(error, _STATUS))
-
     async def sign_in(request: Request, error: Exception) -> Response:
         return to_sign_in(request)
 
     async def refused(request: Request, error: Exception) -> Response:
         facts = failure("WEB-ROLE", "your account may not do or see this", "ask a coordinator of the consortium")
         return page(request, facts, 403)
-
-    async def token(request: Request, error: Exception) -> Response:
-        facts = failure("WEB-TOKEN", "this form is not of your session", "go back, load the page again and repeat it")
-        return page(request, facts, 403)
-
-    async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        answer = page(request, wrong_address(error), error.status_code)
-        answer.headers.update(error.headers or {})
-        return answer
-
-    async def invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return page(request, wrong_values(error), 422)
 
     async def bug(request: Request, error: Exception) -> Response:
         log: ConsoleLog | None = request.app.state.log
@@ -181,10 +160,7 @@ def _errors(app: FastAPI) -> None:
         facts = failure("INTERNAL", "this is our bug, not yours", f"the console's log has the details{told}")
         return page(request, facts, 500)
 
-    app.add_exception_handler(CohortiumError, ours)
+    answer_failures(app, page, own=_STATUS)
     app.add_exception_handler(NotSignedIn, sign_in)
     app.add_exception_handler(NotAllowed, refused)
-    app.add_exception_handler(WrongToken, token)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Exception, bug)

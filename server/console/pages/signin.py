@@ -21,10 +21,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from cohortium.common.errors import CohortiumError, Refused, UsageError
+from cohortium.common.web.failures import WrongToken
 from cohortium.server.console.access import (
     READERS,
     NotSignedIn,
-    WrongToken,
     cookie_name,
     desk_of,
     local_path,
