@@ -30,6 +30,7 @@ RUN_STATES = ("proposed", "approved", "running", "stopping", "finished", "failed
 ENDED = ("finished", "failed", "void")
 DAY_S = 86_400
 _VERSION = 1
+# A run's envelope stands last: what stands behind it costs SQLite a walk over all its pages, for every run of a list.
 _TABLES = (
     """CREATE TABLE members (
          name TEXT PRIMARY KEY, role TEXT NOT NULL, state TEXT NOT NULL, identity BLOB NOT NULL, officer BLOB NOT NULL,
@@ -40,8 +41,8 @@ _TABLES = (
          hash BLOB PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT NULL, valid_until INTEGER NOT NULL, used_at INTEGER
        ) STRICT""",
     """CREATE TABLE runs (
-         run TEXT PRIMARY KEY, folder TEXT NOT NULL, envelope BLOB NOT NULL, state TEXT NOT NULL, flower_id TEXT,
-         attempts INTEGER NOT NULL, message TEXT NOT NULL, since INTEGER NOT NULL
+         run TEXT PRIMARY KEY, folder TEXT NOT NULL, state TEXT NOT NULL, flower_id TEXT, attempts INTEGER NOT NULL,
+         message TEXT NOT NULL, since INTEGER NOT NULL, envelope BLOB NOT NULL
        ) STRICT""",
     """CREATE TABLE approvals (
          run TEXT NOT NULL REFERENCES runs, site TEXT NOT NULL, state TEXT NOT NULL, signature BLOB NOT NULL,
@@ -278,7 +279,9 @@ class Register:
                     raise _unknown()
             now = self._now()
             db.execute(
-                "INSERT INTO runs VALUES (?, ?, ?, 'proposed', NULL, 0, '', ?)", (run, str(folder), envelope, now)
+                "INSERT INTO runs (run, folder, envelope, state, attempts, message, since)"
+                " VALUES (?, ?, ?, 'proposed', 0, '', ?)",
+                (run, str(folder), envelope, now),
             )
             db.executemany("INSERT INTO approvals VALUES (?, ?, 'open', x'', ?)", [(run, site, now) for site in sites])
 
@@ -322,13 +325,23 @@ class Register:
         query = "SELECT site, state FROM approvals WHERE run = ? ORDER BY site"
         return {row[0]: row[1] for row in self._read().execute(query, (run,))}
 
-    def answers(self, run: str | None = None) -> list[Answer]:
-        """What the sites said to one run, or to all, in order of run and site; empty for an unknown run."""
-        where, values = ("", ()) if run is None else (" WHERE run = ?", (run,))
-        query = f"SELECT run, site, state, since FROM approvals{where} ORDER BY run, site"
-        return [
-            Answer(run=row[0], site=row[1], state=row[2], since=row[3]) for row in self._read().execute(query, values)
-        ]
+    def answers(self, run: str) -> list[Answer]:
+        """What the sites said to one run, in order of their names; empty for an unknown run."""
+        query = f"{_ANSWER} WHERE run = ? ORDER BY site"
+        return [_answer(row) for row in self._read().execute(query, (run,))]
+
+    def answers_to_proposed(self) -> list[Answer]:
+        """What the sites said to every run that waits for approvals, in order of run and site."""
+        query = f"{_ANSWER} WHERE run IN (SELECT run FROM runs WHERE state = 'proposed') ORDER BY run, site"
+        return [_answer(row) for row in self._read().execute(query)]
+
+    def tallies(self) -> dict[str, tuple[int, int]]:
+        """Run -> (sites that approved it, sites that it was proposed to)."""
+        query = "SELECT run, sum(state = 'approved'), count(*) FROM approvals GROUP BY run"
+        return {row[0]: (row[1], row[2]) for row in self._read().execute(query)}
+
+    def runs_that_name(self, site: str) -> set[str]:
+        return {row[0] for row in self._read().execute("SELECT run FROM approvals WHERE site = ?", (site,))}
 
     def signatures(self, run: str) -> dict[str, bytes]:
         """Site -> its officer's signature, of those that approved."""
@@ -477,6 +490,7 @@ class _Held:
 
 
 _MEMBER = "SELECT name, role, state, identity, officer, supernode, request, since, revoked_at FROM members"
+_ANSWER = "SELECT run, site, state, since FROM approvals"
 _RUN = "SELECT run, folder, state, flower_id, attempts, message, since FROM runs"
 
 
@@ -492,6 +506,10 @@ def _member(row: Any) -> Member:
         since=row[7],
         revoked_at=row[8],
     )
+
+
+def _answer(row: Any) -> Answer:
+    return Answer(run=row[0], site=row[1], state=row[2], since=row[3])
 
 
 def _run(row: Any) -> RunRow:

@@ -10,7 +10,7 @@ from typing import Any
 from cohortium.server.console.accounts import SITE, Account
 from cohortium.server.console.desk import Desk
 from cohortium.server.console.run_store import Brief, Runs, runs_of
-from cohortium.server.register import Answer, RunRow
+from cohortium.server.register import RunRow
 
 STATES = ("proposed", "approved", "running", "stopping", "stopped", "finished", "failed", "void")
 LIVE = ("running", "stopping")
@@ -106,24 +106,14 @@ def listed(
 
 def lines(desk: Desk, account: Account) -> list[RunLine]:
     """Every run that an account sees, newest first, without its progress: the register and what never changes."""
-    runs, answers = runs_of(desk), answers_by_run(desk)
-    found = []
-    for row in reversed(desk.register.runs()):
-        given = answers.get(row.run, [])
-        if account.role == SITE and account.site not in {answer.site for answer in given}:
-            continue
-        found.append(_line(desk, runs, row, given))
-    return found
+    runs, rows, tallies = runs_of(desk), desk.register.runs(), desk.register.tallies()
+    if account.role == SITE:
+        seen = desk.register.runs_that_name(account.site)
+        rows = [row for row in rows if row.run in seen]
+    return [_line(desk, runs, row, tallies.get(row.run, (0, 0))) for row in reversed(rows)]
 
 
-def answers_by_run(desk: Desk) -> dict[str, list[Answer]]:
-    found: dict[str, list[Answer]] = {}
-    for answer in desk.register.answers():
-        found.setdefault(answer.run, []).append(answer)
-    return found
-
-
-def _line(desk: Desk, runs: Runs, row: RunRow, answers: Sequence[Answer]) -> RunLine:
+def _line(desk: Desk, runs: Runs, row: RunRow, tally: tuple[int, int]) -> RunLine:
     return RunLine(
         run=row.run,
         state=desk.state(row),
@@ -131,8 +121,8 @@ def _line(desk: Desk, runs: Runs, row: RunRow, answers: Sequence[Answer]) -> Run
         message=row.message,
         code=code_of(row.message),
         brief=runs.brief(row),
-        approved=sum(answer.state == "approved" for answer in answers),
-        asked=len(answers),
+        approved=tally[0],
+        asked=tally[1],
         done=None,
     )
 

@@ -22,7 +22,7 @@ from cohortium.server.console.accounts import SITE, Account
 from cohortium.server.console.books_picture import plain
 from cohortium.server.console.desk import Desk
 from cohortium.server.console.run_list import RunLine
-from cohortium.server.register import ENROLLED, Invited, Member, RunRow
+from cohortium.server.register import ENROLLED, Answer, Invited, Member, RunRow
 
 DAY_S = 86_400
 MOST_RUNS = 20
@@ -180,8 +180,10 @@ def matrix(desk: Desk, account: Account, *, show: str = "all", text: str = "") -
 def lines(desk: Desk, members: Sequence[Member]) -> list[SiteLine]:
     """A line for each member, in the same order."""
     seen, now = desk.seen(), desk.clock()
-    waiting, affords = _waiting(desk), _affords(desk)
-    dropped, ran = _dropped(desk)
+    runs, answers = desk.register.runs(), desk.register.answers_to_proposed()
+    proposed = [row for row in runs if row.state == "proposed"]
+    waiting, affords = _waiting(answers), _affords(desk, proposed, answers)
+    dropped, ran = _dropped(desk, runs)
     found = []
     for member in members:
         heard = seen.get(member.name, {})
@@ -263,25 +265,24 @@ def _needs(
     return tuple(found)
 
 
-def _waiting(desk: Desk) -> dict[str, tuple[str, ...]]:
+def _waiting(answers: Sequence[Answer]) -> dict[str, tuple[str, ...]]:
     """Site -> the proposed runs that wait for its officer."""
-    proposed = {row.run for row in desk.register.runs() if row.state == "proposed"}
     found: dict[str, tuple[str, ...]] = {}
-    for answer in desk.register.answers():
-        if answer.run in proposed and answer.state == "open":
+    for answer in answers:
+        if answer.state == "open":
             found[answer.site] = (*found.get(answer.site, ()), answer.run)
     return found
 
 
-def _affords(desk: Desk) -> dict[str, Affords]:
+def _affords(desk: Desk, proposed: Sequence[RunRow], answers: Sequence[Answer]) -> dict[str, Affords]:
     """Site -> of the newest proposal that names it and waits to begin."""
     runs = run_store.runs_of(desk)
-    answers = {(answer.run, answer.site): answer.state for answer in desk.register.answers()}
+    said = {(answer.run, answer.site): answer.state for answer in answers}
     found: dict[str, Affords] = {}
-    for row in reversed([row for row in desk.register.runs() if row.state == "proposed"]):
+    for row in reversed(proposed):
         for site in runs.brief(row).sites:
             if site not in found:
-                approved = answers.get((row.run, site)) == "approved"
+                approved = said.get((row.run, site)) == "approved"
                 told = _fits(desk, site, row)
                 found[site] = Affords(run=row.run, approved=approved, fits=(approved or None) if told is None else told)
     return found
@@ -298,10 +299,10 @@ def _fits(desk: Desk, site: str, row: RunRow) -> bool | None:
         return None
 
 
-def _dropped(desk: Desk) -> tuple[dict[str, int], dict[str, int]]:
+def _dropped(desk: Desk, rows: Sequence[RunRow]) -> tuple[dict[str, int], dict[str, int]]:
     """(site -> runs in which it dropped at least once, site -> runs that name it), of the newest that began."""
     runs = run_store.runs_of(desk)
-    begun = [row for row in reversed(desk.register.runs()) if row.attempts][:NEWEST]
+    begun = [row for row in reversed(rows) if row.attempts][:NEWEST]
     dropped: dict[str, int] = {}
     ran: dict[str, int] = {}
     for row in begun:

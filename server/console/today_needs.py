@@ -10,7 +10,7 @@ from typing import Any
 from cohortium.common.errors import CohortiumError
 from cohortium.server.console import site_view
 from cohortium.server.console.desk import Desk
-from cohortium.server.console.run_list import RunLine, answers_by_run, named
+from cohortium.server.console.run_list import RunLine, named
 from cohortium.server.console.today_releases import Signed
 
 DAY_S = 86_400
@@ -143,11 +143,11 @@ def runs(desk: Desk, lines: Sequence[RunLine], *, own: str) -> list[Item]:
 
 
 def proposals(desk: Desk, lines: Sequence[RunLine], *, own: str) -> list[Item]:
-    answers, found = answers_by_run(desk), []
-    for line in lines:
-        if line.state != "proposed":
-            continue
-        waiting = [each for each in answers.get(line.run, []) if each.state == "open" and own in ("", each.site)]
+    found: list[Item] = []
+    proposed = [line for line in lines if line.state == "proposed"]
+    answers = desk.register.answers_to_proposed() if proposed else []
+    for line in proposed:
+        waiting = [each for each in answers if each.run == line.run and each.state == "open" and own in ("", each.site)]
         if not waiting:
             continue
         since = min(each.since for each in waiting)

@@ -135,7 +135,7 @@ def _runs(made: Consortium, names: Sequence[str], runs: int, seats: int, rounds:
         )
         _events(made.runs / run, plan, state, at, done)
         message = {"finished": "published.", "failed": "RUN-TOO-FEW: too few sites answered"}.get(state, "")
-        row = (run, f"runs/{run}", envelope, state, None if state == "proposed" else str(number), 1, message, at + 3600)
+        row = (run, f"runs/{run}", state, None if state == "proposed" else str(number), 1, message, at + 3600, envelope)
         db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         said = "open" if state == "proposed" else "approved"
         db.executemany(
