@@ -89,7 +89,9 @@ class Joined:
                 progress=progress,
             )
         model = NadeModel(bins=measured.bins, parameters=parameters, hidden=hidden, targets=targets)
-        return with_outcome(model, facts.target, patients=measured.total, seed=settings.seed)
+        return with_outcome(
+            model, facts.target, patients=measured.total, seed=settings.seed, by_class=measured.by_class
+        )
 
 
 def pretrain(

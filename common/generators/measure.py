@@ -29,6 +29,7 @@ from cohortium.common.generators.bins import (
     total_mass,
 )
 from cohortium.common.generators.features import Recipe, column_features, norm_bound_sq
+from cohortium.common.generators.three_way import ByClass, classes
 from cohortium.common.queries import Counts, Moments
 
 MOST_FEATURES = 1200  # of all columns together: the Gram matrix stays below a million numbers
@@ -45,7 +46,8 @@ class Measured:
 
     bins: per column; one_way: per column, probabilities of its bins; one_way_sd: their noise; features: per
     column [bins, k]; gram: [Σk, Σk] mean of φφᵀ with zero diagonal blocks, shrunk for its noise; gram_sd:
-    noise of one entry before shrinking; total: noised number of patients.
+    noise of one entry before shrinking; total: noised number of patients; by_class: the same moments within each class
+    of the target, where they were asked.
     """
 
     bins: tuple[Bins, ...]
@@ -55,6 +57,7 @@ class Measured:
     gram: Floats
     gram_sd: float
     total: float
+    by_class: ByClass | None = None
 
     @property
     def ends(self) -> NDArray[np.int64]:
@@ -103,6 +106,13 @@ def rebinned(facts: Facts) -> tuple[int, ...]:
     return tuple(c for c, (_, size, _) in enumerate(facts.columns) if size > FEW_CODES)
 
 
+def target_classes(facts: Facts) -> int:
+    """Classes of the target that "pairs" is asked by: see three_way.py. A column of levels has one feature less."""
+    recipe = recipe_for(facts)
+    most = [max(1, min(size - 1, recipe.most if c else recipe.degree + 1)) for _, size, c in facts.columns]
+    return classes(facts, sum(most))
+
+
 def measuring_phases(facts: Facts, shares: Shares) -> tuple[Phase, ...]:
     """The phases. The share of a question that has nothing to ask goes to "ranges"."""
     grain, bins, pairs = grained(facts), rebinned(facts), len(facts.columns) > 1 and shares.pairs > 0
@@ -139,13 +149,15 @@ def measuring_phases(facts: Facts, shares: Shares) -> tuple[Phase, ...]:
     if pairs:
         recipe = recipe_for(facts)
         widths = [min(size, recipe.most if c else recipe.degree + 1) for _, size, c in facts.columns]
+        parts = target_classes(facts)
+        within = "" if parts == 1 else ", within each class of the target"
         out.append(
             Phase(
                 name="pairs",
-                purpose="how columns move together: one matrix of bounded features for all pairs",
+                purpose=f"how columns move together: one matrix of bounded features for all pairs{within}",
                 kind="moments",
                 share=shares.pairs,
-                max_dim=max(1, (sum(widths) ** 2 - sum(w * w for w in widths)) // 2),
+                max_dim=max(1, (sum(widths) ** 2 - sum(w * w for w in widths)) // 2) * parts,
             )
         )
     return tuple(out)
@@ -204,7 +216,9 @@ def measure(ask: Ask, *, grids: tuple[Grid, ...], facts: Facts, phases: tuple[Ph
         best, sd = _both(first[c], first_sd[c], *counted.of(c, first[c], first_sd[c]))
         one_way.append(to_simplex(best, total) / total)
         one_way_sd.append(sd / total)
-    features, gram, gram_sd = _pairs(ask if "pairs" in share else None, tuple(bins), tuple(one_way), facts, total)
+    features, gram, gram_sd, by_class = _pairs(
+        ask if "pairs" in share else None, tuple(bins), tuple(one_way), facts, total
+    )
     return Measured(
         bins=tuple(bins),
         one_way=tuple(one_way),
@@ -213,6 +227,7 @@ def measure(ask: Ask, *, grids: tuple[Grid, ...], facts: Facts, phases: tuple[Ph
         gram=gram,
         gram_sd=gram_sd,
         total=total,
+        by_class=by_class,
     )
 
 
@@ -301,7 +316,7 @@ def _bin_sd(bins: Bins, cell_sd: float, group_sd: Floats) -> Floats:
 
 def _pairs(
     ask: Ask | None, bins: tuple[Bins, ...], one_way: tuple[Floats, ...], facts: Facts, total: float
-) -> tuple[tuple[Floats, ...], Floats, float]:
+) -> tuple[tuple[Floats, ...], Floats, float, ByClass | None]:
     recipe = recipe_for(facts)
     features = tuple(
         column_features(
@@ -315,15 +330,20 @@ def _pairs(
     )
     width = sum(f.shape[1] for f in features)
     if len(bins) < 2 or ask is None:
-        return features, np.zeros((width, width)), 0.0
+        return features, np.zeros((width, width)), 0.0, None
+    target = facts.target if target_classes(facts) > 1 else None
     query = Moments(
         features=tuple(f[b.map] for f, b in zip(features, bins)),
         bound_sq=norm_bound_sq(list(one_way), list(features), recipe.spread),
+        by=None if target is None else (target, bins[target].map, bins[target].size),
     )
     answer = ask("pairs", query)
-    gram = query.unpack(answer.values)[0] / total
-    sigma = answer.sigma / total
-    return features, shrink(gram, [f.shape[1] for f in features], sigma), sigma
+    parts = query.unpack(answer.values) / total
+    sigma, by_class = answer.sigma / total, None
+    if target is not None:
+        by_class = ByClass(moments=parts, sd=sigma, patients=total)
+        sigma *= math.sqrt(len(parts))
+    return features, shrink(parts.sum(axis=0), [f.shape[1] for f in features], sigma), sigma, by_class
 
 
 def shrink(gram: Floats, widths: list[int], sigma: float) -> Floats:

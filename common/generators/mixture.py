@@ -60,7 +60,9 @@ class Mixture:
         model = MixtureModel(
             bins=measured.bins, weights=weights, tables=tables, targets=targets_of(measured, weights, tables)
         )
-        return with_outcome(model, facts.target, patients=measured.total, seed=settings.seed)
+        return with_outcome(
+            model, facts.target, patients=measured.total, seed=settings.seed, by_class=measured.by_class
+        )
 
 
 def components_for(measured: Measured) -> int:

@@ -19,6 +19,7 @@ from cohortium.common.generators.nade import Nade
 from cohortium.common.generators.outcome import Outcome, OutcomeLaw, applies, fit_outcome
 from cohortium.common.generators.sampling import BLOCK, Allowed, Placer, bin_share, resampled
 from cohortium.common.generators.threads import one_thread
+from cohortium.common.generators.three_way import ByClass
 
 CONDITION_EXCESS = 4
 DRAWN_AT_ONCE = 8192  # rows: arrays of a column stay below what the C library maps and zeroes anew for each
@@ -177,7 +178,9 @@ class NadeModel:
 Fitted = TypeVar("Fitted", MixtureModel, NadeModel)
 
 
-def with_outcome(model: Fitted, column: int | None, *, patients: float, seed: int) -> Fitted:
+def with_outcome(
+    model: Fitted, column: int | None, *, patients: float, seed: int, by_class: ByClass | None = None
+) -> Fitted:
     """The model, its target drawn by the law that has the measured moments; as it is where there is no such target."""
     if column is None or not applies(model.targets, column, ordered=model.bins[column].ordered):
         return model
@@ -189,7 +192,8 @@ def with_outcome(model: Fitted, column: int | None, *, patients: float, seed: in
         while left > 0:
             parts.append(_herded(draw, herder, min(BLOCK, left), rng))
             left -= BLOCK
-        outcome = fit_outcome(model.targets, column, np.concatenate(parts), lambda b: model.own_law(b, column))
+        rows = np.concatenate(parts)
+        outcome = fit_outcome(model.targets, column, rows, lambda b: model.own_law(b, column), by_class)
     return replace(model, outcome=outcome)
 
 
@@ -239,6 +243,8 @@ def common_arrays(model: MixtureModel | NadeModel) -> tuple[dict[str, NDArray[An
     }
     if model.outcome is not None:
         arrays["outcome"], header["outcome"] = model.outcome.slope, model.outcome.column
+        if model.outcome.square is not None:
+            arrays["square"] = model.outcome.square
     return arrays, header
 
 
@@ -263,5 +269,6 @@ def common_from_arrays(arrays: Mapping[str, NDArray[Any]], header: Mapping[str, 
     outcome = None
     if "outcome" in header:
         slope = np.asarray(arrays["outcome"], dtype=np.float64)
-        outcome = Outcome(column=int(header["outcome"]), slope=slope)
+        square = np.asarray(arrays["square"], dtype=np.float64) if "square" in arrays else None
+        outcome = Outcome(column=int(header["outcome"]), slope=slope, square=square)
     return {"bins": bins, "targets": targets, "outcome": outcome}

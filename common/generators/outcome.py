@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from cohortium.common.generators.base import Floats
 from cohortium.common.generators.sampling import resampled
+from cohortium.common.generators.three_way import MOST_LEVELS, MOST_UNKNOWNS, ByClass, fit_products, products
 
 if TYPE_CHECKING:
     from cohortium.common.generators.herding import Targets
 
-MOST_LEVELS = 8
-MOST_UNKNOWNS = 3000
 RIDGE = 1e-3
+NO_RIDGE = 1e-9  # nothing holds the target's own distribution back
 ITERATIONS = 30
 NEAR = 1e-10  # what a Newton step must promise to be worth it
 MOST_EXCESS = 256
@@ -41,10 +41,12 @@ Own = Callable[[Bins2], Floats]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """column: the target's; slope: A [features of the target, 1 + Σk], 0 for the target's own features."""
+    """column: the target's; slope: A [features of the target, 1 + Σk], 0 for the target's own features; square: B
+    [features of the target, Σk, Σk] of three_way.py, None where the law has slopes alone."""
 
     column: int
     slope: Floats
+    square: Floats | None = None
 
 
 class OutcomeLaw:
@@ -52,6 +54,7 @@ class OutcomeLaw:
 
     def __init__(self, outcome: Outcome, targets: Targets, own: Own) -> None:
         self.column, self._own = outcome.column, own
+        self._targets, self._square = targets, outcome.square
         mine = targets.features[outcome.column]
         ends = np.cumsum([1] + [f.shape[1] for f in targets.features])
         self._one_way = targets.one_way[outcome.column]
@@ -67,6 +70,9 @@ class OutcomeLaw:
         for c, table in enumerate(self._tables):
             if c != self.column:
                 logits += table.take(bins[:, c], axis=0)
+        if self._square is not None:
+            mine = self._targets.features[self.column]
+            logits += products(self._targets, self.column, self._square, bins) @ mine.T
         logits -= logits.max(axis=1, keepdims=True)
         p = np.exp(logits)
         return np.asarray(p / p.sum(axis=1, keepdims=True), dtype=np.float64)
@@ -113,8 +119,9 @@ def applies(targets: Targets, column: int | None, *, ordered: bool) -> bool:
     return 2 <= levels <= MOST_LEVELS and width * (1 + len(targets.gram)) <= MOST_UNKNOWNS
 
 
-def fit_outcome(targets: Targets, column: int, bins: Bins2, own: Own) -> Outcome:
-    """bins [rows, columns]: rows of the generator, whose targets do not count. By Newton steps, each checked."""
+def fit_outcome(targets: Targets, column: int, bins: Bins2, own: Own, by_class: ByClass | None = None) -> Outcome:
+    """bins [rows, columns]: rows of the generator, whose targets do not count. By Newton steps, each checked; with
+    by_class, the law has its products too."""
     ends = np.cumsum([0] + [f.shape[1] for f in targets.features])
     a, b = int(ends[column]), int(ends[column + 1])
     others = np.concatenate([np.arange(a), np.arange(b, ends[-1])])
@@ -123,7 +130,7 @@ def fit_outcome(targets: Targets, column: int, bins: Bins2, own: Own) -> Outcome
     mine, log_q = targets.features[column], own(bins)
     wanted = np.concatenate([np.zeros((b - a, 1)), targets.gram[a:b, others]], axis=1)
     ridge = np.full(wanted.shape, RIDGE)
-    ridge[:, 0] = 1e-9  # nothing holds the target's own distribution back
+    ridge[:, 0] = NO_RIDGE
     slope = np.zeros_like(wanted)
 
     def value(at: Floats) -> tuple[float, Floats]:
@@ -154,7 +161,12 @@ def fit_outcome(targets: Targets, column: int, bins: Bins2, own: Own) -> Outcome
         slope, loss, p = there, new_loss, new_p
     out = np.zeros((b - a, 1 + int(ends[-1])))
     out[:, 0], out[:, 1 + others] = slope[:, 0], slope[:, 1:]
-    return Outcome(column=column, slope=out)
+    if by_class is None:
+        return Outcome(column=column, slope=out)
+    held = np.full(out.shape, RIDGE)
+    held[:, 0] = NO_RIDGE
+    out, square = fit_products(targets, column, bins, own, out, by_class, held)
+    return Outcome(column=column, slope=out, square=square)
 
 
 def _hessian(p: Floats, mine: Floats, mean: Floats, phi: Floats) -> Floats:

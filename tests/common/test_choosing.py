@@ -159,6 +159,7 @@ def test_the_search_reaches_every_choice() -> None:
         *("common.generators.mixture.Mixture.phases", "common.generators.joined.Joined.phases"),
         *("common.generators.autoregressive.dp_steps", "common.generators.autoregressive.hidden_for"),
         *("common.generators.measure.measuring_phases", "common.generators.measure.bins_per_column"),
+        *("common.generators.measure.target_classes", "common.generators.three_way.classes"),
         *("common.generators.agreed.with_shares", "common.privacy.plan.compile_plan"),
         "common.evaluation.phases.evaluation_phases",
     }
