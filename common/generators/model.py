@@ -19,7 +19,7 @@ from cohortium.common.generators.nade import Nade
 from cohortium.common.generators.outcome import Outcome, OutcomeLaw, applies, fit_outcome
 from cohortium.common.generators.sampling import BLOCK, Allowed, Placer, bin_share, resampled
 from cohortium.common.generators.threads import one_thread
-from cohortium.common.generators.three_way import ByClass
+from cohortium.common.generators.three_way import MOST_LEVELS, ByClass
 
 CONDITION_EXCESS = 4
 DRAWN_AT_ONCE = 8192  # rows: arrays of a column stay below what the C library maps and zeroes anew for each
@@ -182,7 +182,7 @@ def with_outcome(
     model: Fitted, column: int | None, *, patients: float, seed: int, by_class: ByClass | None = None
 ) -> Fitted:
     """The model, its target drawn by the law that has the measured moments; as it is where there is no such target."""
-    if column is None or not applies(model.targets, column, ordered=model.bins[column].ordered):
+    if column is None or not applies(model.targets, column, ordered=_keeps_own(model, column)):
         return model
     least, most = OUTCOME_ROWS
     rng = np.random.default_rng([seed, 0x6F75])
@@ -195,6 +195,16 @@ def with_outcome(
         rows = np.concatenate(parts)
         outcome = fit_outcome(model.targets, column, rows, lambda b: model.own_law(b, column), by_class)
     return replace(model, outcome=outcome)
+
+
+def _keeps_own(model: MixtureModel | NadeModel, column: int) -> bool:
+    """Whether a target on a number line stays as the generator drew it.
+
+    0 and 1 written as numbers are two levels like any others, and a mixture gains by the law as with those. A network's
+    law of such a target (death beside a time of follow-up) was better than slopes over it: docs/generators.md.
+    """
+    b = model.bins[column]
+    return b.ordered and (isinstance(model, NadeModel) or len(b.map) > MOST_LEVELS + 1)
 
 
 def sample_bins(model: MixtureModel | NadeModel, rows: int, *, seed: int, where: Allowed | None) -> Codes:

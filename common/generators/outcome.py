@@ -112,7 +112,10 @@ class OutcomeLaw:
 
 
 def applies(targets: Targets, column: int | None, *, ordered: bool) -> bool:
-    """Whether there is a target of few levels, with measured moments, and a system small enough to solve."""
+    """Whether there is a target of few levels, with measured moments, and a system small enough to solve.
+
+    ordered: whether the target lies on a number line, and the generator's own law of it is to be kept.
+    """
     if column is None or ordered or not targets.gram.any():
         return False
     levels, width = targets.features[column].shape

@@ -224,3 +224,19 @@ def test_slopes_of_several_levels_match_all_moments(monkeypatch: pytest.MonkeyPa
         np.testing.assert_allclose(
             p[x == level][0], np.bincount(y[x == level], minlength=3) / (x == level).sum(), atol=1e-3
         )
+
+
+def test_zero_and_one_written_as_numbers_are_two_levels_to_a_mixture() -> None:
+    """A network keeps its own law of them; numbers of many values are no levels to either."""
+    mixed, net = model(), network()
+
+    def on_a_line(base: MixtureModel | NadeModel, codes: int) -> MixtureModel | NadeModel:
+        size = SIZES[TARGET]
+        grid = (np.arange(codes) * size // codes).astype(np.int32)
+        line = replace(base.bins[TARGET], ordered=True, map=grid, within=np.full(codes, size / codes))
+        return replace(base, bins=(*base.bins[:TARGET], line))
+
+    assert with_outcome(on_a_line(mixed, 3), TARGET, patients=3000, seed=1).outcome is not None
+    assert with_outcome(on_a_line(mixed, 60), TARGET, patients=3000, seed=1).outcome is None
+    assert with_outcome(on_a_line(net, 3), TARGET, patients=3000, seed=1).outcome is None
+    assert with_outcome(net, TARGET, patients=3000, seed=1).outcome is not None
