@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MOST_LEVELS, MOST_UNKNOWNS = 8, 3000  # of a target whose law is fitted
 MOST_NUMBERS = 1_000_000  # of one answer
 PAYS = 70.0
-"""Least patients × ε over features^1.5: docs/performance.md has what it was measured with."""
+"""Least patients × ε over features^1.5: docs/generators.md has what it was measured with."""
 RIDGE = 0.3  # of the noise's variance, counted in variances that sampling n patients has
 LEAST_RIDGE = 1e-3
 ITERATIONS = 150
