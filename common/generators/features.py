@@ -8,6 +8,7 @@ principal axes, so that a level costs as much norm as it has variance.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +81,15 @@ def _level_axes(p: Floats, most: int) -> Floats:
     axes = axes[:, keep]
     axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(len(keep))] < 0, -1.0, 1.0)
     return centred @ axes
+
+
+def clear_own(gram: Floats, widths: Sequence[int]) -> Floats:
+    """The matrix [Σk, Σk] itself, its diagonal blocks made zero: those of each column's features with themselves."""
+    at = 0
+    for width in widths:
+        gram[at : at + width, at : at + width] = 0.0
+        at += width
+    return gram
 
 
 def norm_bound_sq(probabilities: list[Floats], tables: list[Floats], spread: float) -> float:

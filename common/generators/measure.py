@@ -28,7 +28,7 @@ from cohortium.common.generators.bins import (
     to_simplex,
     total_mass,
 )
-from cohortium.common.generators.features import Recipe, column_features, norm_bound_sq
+from cohortium.common.generators.features import Recipe, clear_own, column_features, norm_bound_sq
 from cohortium.common.generators.three_way import ByClass, classes
 from cohortium.common.queries import Counts, Moments
 
@@ -368,9 +368,4 @@ def _spectral(gram: Floats, widths: list[int], sigma: float) -> Floats:
     """
     values, vectors = np.linalg.eigh(gram)
     kept = np.sign(values) * np.sqrt(np.maximum(values**2 - 4 * len(gram) * sigma**2, 0.0))
-    out = (vectors * kept) @ vectors.T
-    at = 0
-    for width in widths:
-        out[at : at + width, at : at + width] = 0.0
-        at += width
-    return out
+    return clear_own((vectors * kept) @ vectors.T, widths)

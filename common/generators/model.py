@@ -13,6 +13,7 @@ from cohortium.common.encoding import Codes
 from cohortium.common.generators.alias import Alias
 from cohortium.common.generators.base import Floats
 from cohortium.common.generators.bins import Bins
+from cohortium.common.generators.features import clear_own
 from cohortium.common.generators.herding import EXCESS, Herder, Targets, towards
 from cohortium.common.generators.measure import Measured
 from cohortium.common.generators.nade import Nade
@@ -37,12 +38,7 @@ def moments_of(
     """A mixture's own one-ways and Gram matrix (zero diagonal blocks)."""
     ones = tuple(weights @ t for t in tables)
     means = np.concatenate([t @ f for t, f in zip(tables, features)], axis=1)
-    gram = means.T @ (means * weights[:, None])
-    at = 0
-    for f in features:
-        gram[at : at + f.shape[1], at : at + f.shape[1]] = 0.0
-        at += f.shape[1]
-    return ones, gram
+    return ones, clear_own(means.T @ (means * weights[:, None]), [f.shape[1] for f in features])
 
 
 def targets_of(measured: Measured, weights: Floats, tables: tuple[Floats, ...]) -> Targets:

@@ -23,7 +23,14 @@ from numpy.typing import NDArray
 
 from cohortium.common.generators.base import Floats
 from cohortium.common.generators.sampling import resampled
-from cohortium.common.generators.three_way import MOST_LEVELS, MOST_UNKNOWNS, ByClass, fit_products, products
+from cohortium.common.generators.three_way import (
+    MOST_LEVELS,
+    MOST_UNKNOWNS,
+    ByClass,
+    features_of,
+    fit_products,
+    products,
+)
 
 if TYPE_CHECKING:
     from cohortium.common.generators.herding import Targets
@@ -128,8 +135,7 @@ def fit_outcome(targets: Targets, column: int, bins: Bins2, own: Own, by_class: 
     ends = np.cumsum([0] + [f.shape[1] for f in targets.features])
     a, b = int(ends[column]), int(ends[column + 1])
     others = np.concatenate([np.arange(a), np.arange(b, ends[-1])])
-    phi = np.concatenate([f[bins[:, c]] for c, f in enumerate(targets.features) if c != column], axis=1)
-    phi = np.concatenate([np.ones((len(bins), 1)), phi], axis=1)
+    phi = np.concatenate([np.ones((len(bins), 1)), features_of(targets, column, bins)[:, others]], axis=1)
     mine, log_q = targets.features[column], own(bins)
     wanted = np.concatenate([np.zeros((b - a, 1)), targets.gram[a:b, others]], axis=1)
     ridge = np.full(wanted.shape, RIDGE)
@@ -168,7 +174,7 @@ def fit_outcome(targets: Targets, column: int, bins: Bins2, own: Own, by_class: 
         return Outcome(column=column, slope=out)
     held = np.full(out.shape, RIDGE)
     held[:, 0] = NO_RIDGE
-    out, square = fit_products(targets, column, bins, own, out, by_class, held)
+    out, square = fit_products(targets, column, bins, log_q, out, by_class, held)
     return Outcome(column=column, slope=out, square=square)
 
 

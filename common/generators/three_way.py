@@ -13,7 +13,6 @@ Phillips & Schapire 2007, section 4). Free of budget, as all that follows an ans
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cohortium.common.generators.base import Facts, Floats
+from cohortium.common.generators.features import clear_own
 
 if TYPE_CHECKING:
     from cohortium.common.generators.herding import Targets
@@ -81,20 +81,20 @@ def fit_products(
     targets: Targets,
     column: int,
     bins: Bins2,
-    own: Callable[[Bins2], Floats],
+    log_q: Floats,
     slope: Floats,
     by_class: ByClass,
     ridge: Floats,
 ) -> tuple[Floats, Floats]:
     """(A [width, 1 + Σk], B [width, Σk, Σk]) from `slope`, the law's A without products; ridge: A's, as there.
 
-    bins [rows, columns]: rows of the generator, whose targets do not count. The rows must be drawn on one thread, or
-    rounding differs from machine to machine.
+    bins [rows, columns]: rows of the generator, whose targets do not count; log_q [rows, levels]: its own law of them.
+    On one thread, or rounding differs from machine to machine.
     """
     from scipy.optimize import minimize
 
     mine, total = targets.features[column], len(targets.gram)
-    width, log_q = mine.shape[1], own(bins)
+    width = mine.shape[1]
     free = _across(targets, column)
     phi = features_of(targets, column, bins)
     phi1 = np.concatenate([np.ones((len(bins), 1)), phi], axis=1)
@@ -132,11 +132,7 @@ def _own(targets: Targets, column: int) -> slice:
 
 def _across(targets: Targets, column: int) -> Floats:
     """1 where a product belongs to a pair of different columns, none of them the target; each pair once."""
-    out = np.triu(np.ones_like(targets.gram), 1)
-    at = 0
-    for f in targets.features:
-        out[at : at + f.shape[1], at : at + f.shape[1]] = 0.0
-        at += f.shape[1]
+    out = clear_own(np.triu(np.ones_like(targets.gram), 1), [f.shape[1] for f in targets.features])
     mine = _own(targets, column)
     out[mine], out[:, mine] = 0.0, 0.0
     return out

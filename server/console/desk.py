@@ -68,7 +68,11 @@ class Desk:
 
     def runs(self, account: Account) -> list[RunRow]:
         """The runs that an account sees, newest first."""
-        return [row for row in reversed(self.register.runs()) if self.sees_run(account, row.run)]
+        rows = list(reversed(self.register.runs()))
+        if account.role != SITE:
+            return rows
+        seen = self.register.runs_that_name(account.site)
+        return [row for row in rows if row.run in seen]
 
     # ---- reads ----------------------------------------------------------------------------------------------
 

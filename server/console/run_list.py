@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cohortium.server.console.accounts import SITE, Account
+from cohortium.server.console.accounts import Account
 from cohortium.server.console.desk import Desk
 from cohortium.server.console.run_store import Brief, Runs, runs_of
 from cohortium.server.register import RunRow
@@ -106,11 +106,8 @@ def listed(
 
 def lines(desk: Desk, account: Account) -> list[RunLine]:
     """Every run that an account sees, newest first, without its progress: the register and what never changes."""
-    runs, rows, tallies = runs_of(desk), desk.register.runs(), desk.register.tallies()
-    if account.role == SITE:
-        seen = desk.register.runs_that_name(account.site)
-        rows = [row for row in rows if row.run in seen]
-    return [_line(desk, runs, row, tallies.get(row.run, (0, 0))) for row in reversed(rows)]
+    runs, tallies = runs_of(desk), desk.register.tallies()
+    return [_line(desk, runs, row, tallies.get(row.run, (0, 0))) for row in desk.runs(account)]
 
 
 def _line(desk: Desk, runs: Runs, row: RunRow, tally: tuple[int, int]) -> RunLine:

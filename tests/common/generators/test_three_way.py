@@ -108,7 +108,7 @@ def test_its_gradient_is_that_of_its_loss(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(scipy.optimize, "minimize", caught)
     targets, by_class = known(bins, sd=0.01)
     with pytest.raises(InterruptedError):
-        fit_products(targets, TARGET, bins, flat, np.zeros((1, 5)), by_class, np.full((1, 5), 0.1))
+        fit_products(targets, TARGET, bins, flat(bins), np.zeros((1, 5)), by_class, np.full((1, 5), 0.1))
     at = np.random.default_rng(0).normal(0, 0.3, len(seen["start"]))
     used = seen["gap"](at)[1]
     for k in range(len(at)):
