@@ -89,9 +89,7 @@ class Joined:
                 progress=progress,
             )
         model = NadeModel(bins=measured.bins, parameters=parameters, hidden=hidden, targets=targets)
-        return with_outcome(
-            model, facts.target, patients=measured.total, seed=settings.seed, by_class=measured.by_class
-        )
+        return with_outcome(model, facts.target, seen=measured.seen, seed=settings.seed, by_class=measured.by_class)
 
 
 def pretrain(

@@ -29,6 +29,7 @@ from cohortium.common.generators.bins import (
     total_mass,
 )
 from cohortium.common.generators.features import Recipe, clear_own, column_features, norm_bound_sq
+from cohortium.common.generators.relevance import Seen
 from cohortium.common.generators.three_way import ByClass, classes
 from cohortium.common.queries import Counts, Moments
 
@@ -45,9 +46,9 @@ class Measured:
     """All that is known of the records, noised.
 
     bins: per column; one_way: per column, probabilities of its bins; one_way_sd: their noise; features: per
-    column [bins, k]; gram: [Σk, Σk] mean of φφᵀ with zero diagonal blocks, shrunk for its noise; gram_sd:
-    noise of one entry before shrinking; total: noised number of patients; by_class: the same moments within each class
-    of the target, where they were asked.
+    column [bins, k]; gram: [Σk, Σk] mean of φφᵀ with zero diagonal blocks, shrunk for its noise; seen: the same
+    before shrinking, with its noise and the noised number of patients; by_class: the same moments within each class of
+    the target, where they were asked.
     """
 
     bins: tuple[Bins, ...]
@@ -55,9 +56,16 @@ class Measured:
     one_way_sd: tuple[Floats, ...]
     features: tuple[Floats, ...]
     gram: Floats
-    gram_sd: float
-    total: float
+    seen: Seen
     by_class: ByClass | None = None
+
+    @property
+    def gram_sd(self) -> float:
+        return self.seen.sd
+
+    @property
+    def total(self) -> float:
+        return self.seen.patients
 
     @property
     def ends(self) -> NDArray[np.int64]:
@@ -216,7 +224,7 @@ def measure(ask: Ask, *, grids: tuple[Grid, ...], facts: Facts, phases: tuple[Ph
         best, sd = _both(first[c], first_sd[c], *counted.of(c, first[c], first_sd[c]))
         one_way.append(to_simplex(best, total) / total)
         one_way_sd.append(sd / total)
-    features, gram, gram_sd, by_class = _pairs(
+    features, gram, seen, by_class = _pairs(
         ask if "pairs" in share else None, tuple(bins), tuple(one_way), facts, total
     )
     return Measured(
@@ -225,8 +233,7 @@ def measure(ask: Ask, *, grids: tuple[Grid, ...], facts: Facts, phases: tuple[Ph
         one_way_sd=tuple(one_way_sd),
         features=features,
         gram=gram,
-        gram_sd=gram_sd,
-        total=total,
+        seen=seen,
         by_class=by_class,
     )
 
@@ -316,7 +323,8 @@ def _bin_sd(bins: Bins, cell_sd: float, group_sd: Floats) -> Floats:
 
 def _pairs(
     ask: Ask | None, bins: tuple[Bins, ...], one_way: tuple[Floats, ...], facts: Facts, total: float
-) -> tuple[tuple[Floats, ...], Floats, float, ByClass | None]:
+) -> tuple[tuple[Floats, ...], Floats, Seen, ByClass | None]:
+    """(features, the shrunk matrix, the matrix as released, its parts by class)."""
     recipe = recipe_for(facts)
     features = tuple(
         column_features(
@@ -330,7 +338,8 @@ def _pairs(
     )
     width = sum(f.shape[1] for f in features)
     if len(bins) < 2 or ask is None:
-        return features, np.zeros((width, width)), 0.0, None
+        nothing = np.zeros((width, width))
+        return features, nothing, Seen(gram=nothing, sd=0.0, patients=total), None
     target = facts.target if target_classes(facts) > 1 else None
     query = Moments(
         features=tuple(f[b.map] for f, b in zip(features, bins)),
@@ -343,7 +352,8 @@ def _pairs(
     if target is not None:
         by_class = ByClass(moments=parts, sd=sigma, patients=total)
         sigma *= math.sqrt(len(parts))
-    return features, shrink(parts.sum(axis=0), [f.shape[1] for f in features], sigma), sigma, by_class
+    seen = Seen(gram=parts.sum(axis=0), sd=sigma, patients=total)
+    return features, shrink(seen.gram, [f.shape[1] for f in features], sigma), seen, by_class
 
 
 def shrink(gram: Floats, widths: list[int], sigma: float) -> Floats:

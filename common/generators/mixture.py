@@ -60,9 +60,7 @@ class Mixture:
         model = MixtureModel(
             bins=measured.bins, weights=weights, tables=tables, targets=targets_of(measured, weights, tables)
         )
-        return with_outcome(
-            model, facts.target, patients=measured.total, seed=settings.seed, by_class=measured.by_class
-        )
+        return with_outcome(model, facts.target, seen=measured.seen, seed=settings.seed, by_class=measured.by_class)
 
 
 def components_for(measured: Measured) -> int:

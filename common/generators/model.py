@@ -18,6 +18,7 @@ from cohortium.common.generators.herding import EXCESS, Herder, Targets, towards
 from cohortium.common.generators.measure import Measured
 from cohortium.common.generators.nade import Nade
 from cohortium.common.generators.outcome import Outcome, OutcomeLaw, applies, fit_outcome
+from cohortium.common.generators.relevance import Seen
 from cohortium.common.generators.sampling import BLOCK, Allowed, Placer, bin_share, resampled
 from cohortium.common.generators.threads import one_thread
 from cohortium.common.generators.three_way import MOST_LEVELS, ByClass
@@ -175,21 +176,21 @@ Fitted = TypeVar("Fitted", MixtureModel, NadeModel)
 
 
 def with_outcome(
-    model: Fitted, column: int | None, *, patients: float, seed: int, by_class: ByClass | None = None
+    model: Fitted, column: int | None, *, seen: Seen, seed: int, by_class: ByClass | None = None
 ) -> Fitted:
-    """The model, its target drawn by the law that has the measured moments; as it is where there is no such target."""
+    """The model, its target drawn by the law that the measured moments speak for; itself without such a target."""
     if column is None or not applies(model.targets, column, ordered=_keeps_own(model, column)):
         return model
     least, most = OUTCOME_ROWS
     rng = np.random.default_rng([seed, 0x6F75])
     draw, herder = model.drawer({}), Herder(model.targets)
-    left, parts = int(min(max(2 * patients, least), most)), []
+    left, parts = int(min(max(2 * seen.patients, least), most)), []
     with one_thread():
         while left > 0:
             parts.append(_herded(draw, herder, min(BLOCK, left), rng))
             left -= BLOCK
         rows = np.concatenate(parts)
-        outcome = fit_outcome(model.targets, column, rows, lambda b: model.own_law(b, column), by_class)
+        outcome = fit_outcome(model.targets, column, rows, lambda b: model.own_law(b, column), seen, by_class)
     return replace(model, outcome=outcome)
 
 

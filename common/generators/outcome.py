@@ -1,15 +1,13 @@
 """The target given the other columns: a logistic law that has the moments that were measured. Free of budget.
 
 A mixture that matches every pair a little says less about the target than was measured about it. Among all laws of the
-target y given the other columns x that have the measured moments E[T(y) φ(x)ᵀ] = G (T, φ: the features of measure.py),
-the one nearest to the generator's own q(y | x) is
+target y given the other columns x that have given moments E[T(y) φ(x)ᵀ] (T, φ: the features of measure.py), the one
+nearest to the generator's own q(y | x) is
 
     p(y | x) ∝ q(y | x) · exp(T(y)ᵀ A (1, φ(x)))
 
-and A minimises the convex  mean_x log Σ_y q(y | x) exp(T(y)ᵀ A (1, φ(x))) − ⟨A, (0, G)⟩ + ½ RIDGE ‖A‖²,
-x drawn from the generator (maximum entropy: Berger, Della Pietra & Della Pietra 1996, section 3; with noised moments:
-Dudík, Phillips & Schapire 2007, section 4). Its gradient is the gap between the moments, the ridge is what noise and
-the moments of a few patients are not followed to.
+(maximum entropy: Berger, Della Pietra & Della Pietra 1996, section 3), x drawn from the generator. The measured moments
+are known up to their noise: relevance.py finds A from them.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cohortium.common.generators.base import Floats
+from cohortium.common.generators.relevance import Seen, relevant_slopes
 from cohortium.common.generators.sampling import resampled
 from cohortium.common.generators.three_way import (
     MOST_LEVELS,
@@ -35,10 +34,6 @@ from cohortium.common.generators.three_way import (
 if TYPE_CHECKING:
     from cohortium.common.generators.herding import Targets
 
-RIDGE = 1e-3
-NO_RIDGE = 1e-9  # nothing holds the target's own distribution back
-ITERATIONS = 30
-NEAR = 1e-10  # what a Newton step must promise to be worth it
 MOST_EXCESS = 256
 POOL = 65536  # rows that a condition on the target is chosen from at once
 Bins2 = NDArray[np.int64]
@@ -129,66 +124,25 @@ def applies(targets: Targets, column: int | None, *, ordered: bool) -> bool:
     return 2 <= levels <= MOST_LEVELS and width * (1 + len(targets.gram)) <= MOST_UNKNOWNS
 
 
-def fit_outcome(targets: Targets, column: int, bins: Bins2, own: Own, by_class: ByClass | None = None) -> Outcome:
-    """bins [rows, columns]: rows of the generator, whose targets do not count. By Newton steps, each checked; with
-    by_class, the law has its products too."""
+def fit_outcome(
+    targets: Targets, column: int, bins: Bins2, own: Own, seen: Seen, by_class: ByClass | None = None
+) -> Outcome:
+    """bins [rows, columns]: rows of the generator, whose targets do not count; with by_class, the law has its products
+    too."""
     ends = np.cumsum([0] + [f.shape[1] for f in targets.features])
     a, b = int(ends[column]), int(ends[column + 1])
     others = np.concatenate([np.arange(a), np.arange(b, ends[-1])])
     phi = np.concatenate([np.ones((len(bins), 1)), features_of(targets, column, bins)[:, others]], axis=1)
+    groups = np.concatenate([[0]] + [np.full(f.shape[1], 1 + c) for c, f in enumerate(targets.features) if c != column])
     mine, log_q = targets.features[column], own(bins)
-    wanted = np.concatenate([np.zeros((b - a, 1)), targets.gram[a:b, others]], axis=1)
-    ridge = np.full(wanted.shape, RIDGE)
-    ridge[:, 0] = NO_RIDGE
-    slope = np.zeros_like(wanted)
-
-    def value(at: Floats) -> tuple[float, Floats]:
-        logits = log_q + phi @ at.T @ mine.T
-        top = logits.max(axis=1, keepdims=True)
-        p = np.exp(logits - top)
-        total = p.sum(axis=1, keepdims=True)
-        loss = float((top + np.log(total)).mean() - (at * wanted).sum() + 0.5 * (ridge * at**2).sum())
-        return loss, p / total
-
-    loss, p = value(slope)
-    for _ in range(ITERATIONS):
-        mean = p @ mine
-        gradient = mean.T @ phi / len(phi) - wanted + ridge * slope
-        step = -np.linalg.solve(_hessian(p, mine, mean, phi) + np.diag(ridge.ravel()), gradient.ravel())
-        promise = -float(gradient.ravel() @ step)
-        if promise < NEAR:
-            break
-        length = 1.0
-        while True:
-            there = slope + length * step.reshape(slope.shape)
-            new_loss, new_p = value(there)
-            if new_loss <= loss - 1e-4 * length * promise or length < 1e-6:
-                break
-            length /= 2
-        if not new_loss < loss:
-            break
-        slope, loss, p = there, new_loss, new_p
+    wanted = np.concatenate([np.zeros((b - a, 1)), seen.gram[a:b, others]], axis=1)
+    slope = relevant_slopes(log_q, mine, phi, groups, wanted, seen.sd, seen.patients)
     out = np.zeros((b - a, 1 + int(ends[-1])))
     out[:, 0], out[:, 1 + others] = slope[:, 0], slope[:, 1:]
     if by_class is None:
         return Outcome(column=column, slope=out)
-    held = np.full(out.shape, RIDGE)
-    held[:, 0] = NO_RIDGE
-    out, square = fit_products(targets, column, bins, log_q, out, by_class, held)
+    out, square = fit_products(targets, column, bins, log_q, out, by_class)
     return Outcome(column=column, slope=out, square=square)
-
-
-def _hessian(p: Floats, mine: Floats, mean: Floats, phi: Floats) -> Floats:
-    """mean_x Cov_y(T | x) ⊗ φφᵀ: [width · unknowns, width · unknowns]."""
-    width, unknowns = mine.shape[1], phi.shape[1]
-    out = np.empty((width, unknowns, width, unknowns))
-    for i in range(width):
-        for j in range(i + 1):
-            spread = p @ (mine[:, i] * mine[:, j]) - mean[:, i] * mean[:, j]
-            block = phi.T @ (phi * spread[:, None]) / len(phi)
-            out[i, :, j, :] = block
-            out[j, :, i, :] = block
-    return out.reshape(width * unknowns, width * unknowns)
 
 
 def _last(p: Floats) -> NDArray[np.int64]:

@@ -30,7 +30,7 @@ MOST_NUMBERS = 1_000_000  # of one answer
 PAYS = 70.0
 """Least patients × ε over features^1.5: docs/generators.md has what it was measured with."""
 RIDGE = 0.3  # of the noise's variance, counted in variances that sampling n patients has
-LEAST_RIDGE = 1e-3
+LEAST_RIDGE, NO_RIDGE = 1e-3, 1e-9  # nothing holds the target's own distribution back
 ITERATIONS = 150
 ROWS_AT_ONCE = 8192
 Bins2 = NDArray[np.int64]
@@ -84,9 +84,8 @@ def fit_products(
     log_q: Floats,
     slope: Floats,
     by_class: ByClass,
-    ridge: Floats,
 ) -> tuple[Floats, Floats]:
-    """(A [width, 1 + Σk], B [width, Σk, Σk]) from `slope`, the law's A without products; ridge: A's, as there.
+    """(A [width, 1 + Σk], B [width, Σk, Σk]) from `slope`, the law's A without products: its moments are kept.
 
     bins [rows, columns]: rows of the generator, whose targets do not count; log_q [rows, levels]: its own law of them.
     On one thread, or rounding differs from machine to machine.
@@ -98,8 +97,9 @@ def fit_products(
     free = _across(targets, column)
     phi = features_of(targets, column, bins)
     phi1 = np.concatenate([np.ones((len(bins), 1)), phi], axis=1)
-    wanted = np.concatenate([np.zeros((width, 1)), targets.gram[_own(targets, column)]], axis=1)
-    wanted[:, 1:][:, _own(targets, column)] = 0.0
+    wanted = (_softmax(log_q + phi1 @ slope.T @ mine.T) @ mine).T @ phi1 / len(phi)
+    ridge = np.full(slope.shape, LEAST_RIDGE)
+    ridge[:, 0] = NO_RIDGE
     twice = np.einsum("ti,tab->iab", mine, by_class.moments) * free
     sd = by_class.sd * float(np.sqrt((mine**2).sum(axis=0).max()))
     hold = RIDGE * max(by_class.patients, 1.0) * sd**2 + LEAST_RIDGE
@@ -123,6 +123,11 @@ def fit_products(
     start = np.concatenate([slope.ravel(), np.zeros(width * total * total)])
     theta = minimize(gap, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS, "maxcor": 15}).x
     return theta[:cut].reshape(width, -1), theta[cut:].reshape(width, total, total) * free
+
+
+def _softmax(logits: Floats) -> Floats:
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(p / p.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
 def _own(targets: Targets, column: int) -> slice:

@@ -13,15 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cohortium.common.generators.base import Answer, Ask, Facts, Floats, Phase
+from cohortium.common.generators.base import Ask, Facts, Floats, Phase
 from cohortium.common.generators.herding import Targets
 from cohortium.common.generators.measure import Measured, measure
 from cohortium.common.generators.model import MixtureModel
-from cohortium.common.queries import Moments
 
 if TYPE_CHECKING:
     from cohortium.common.encoding import Grid
@@ -36,19 +35,8 @@ MOMENTUM, SCALE = 0.9, 0.99
 
 def measure_unshrunk(ask: Ask, *, grids: tuple[Grid, ...], facts: Facts, phases: tuple[Phase, ...]) -> Measured:
     """What the measuring phases among `phases` say, the noised Gram matrix as it came."""
-    heard: list[tuple[Any, Answer]] = []
-
-    def listening(phase: str, query: Any) -> Answer:
-        answer = ask(phase, query)
-        if phase == PAIRS:
-            heard.append((query, answer))
-        return answer
-
-    measured = measure(listening, grids=grids, facts=facts, phases=tuple(p for p in phases if p.name in MEASURING))
-    for query, answer in heard:
-        assert isinstance(query, Moments)
-        measured = replace(measured, gram=query.unpack(answer.values)[0] / measured.total)
-    return measured
+    measured = measure(ask, grids=grids, facts=facts, phases=tuple(p for p in phases if p.name in MEASURING))
+    return replace(measured, gram=measured.seen.gram)
 
 
 def fit_unshrunk(measured: Measured, columns: Sequence[int], *, seed: int) -> MixtureModel:
@@ -68,8 +56,7 @@ def _of_columns(measured: Measured, columns: Sequence[int]) -> Measured:
         one_way_sd=tuple(measured.one_way_sd[c] for c in columns),
         features=tuple(measured.features[c] for c in columns),
         gram=measured.gram[np.ix_(chosen, chosen)],
-        gram_sd=measured.gram_sd,
-        total=measured.total,
+        seen=replace(measured.seen, gram=measured.seen.gram[np.ix_(chosen, chosen)]),
     )
 
 

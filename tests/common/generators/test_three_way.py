@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from cohortium.common.generators import measure as measuring
-from cohortium.common.generators import outcome as module
 from cohortium.common.generators import three_way
 from cohortium.common.generators.base import Answer, Facts
 from cohortium.common.generators.bins import Bins
 from cohortium.common.generators.herding import Targets
 from cohortium.common.generators.model import MixtureModel, with_outcome
 from cohortium.common.generators.outcome import OutcomeLaw, fit_outcome
+from cohortium.common.generators.relevance import Seen
 from cohortium.common.generators.three_way import PAYS, ByClass, classes, fit_products, products
 from cohortium.common.queries import Moments
 from cohortium.common.registry import load_model
@@ -63,6 +63,10 @@ def known(bins: np.ndarray, sd: float = 0.0) -> tuple[Targets, ByClass]:
     return targets, ByClass(moments=np.stack(parts), sd=sd, patients=float(len(bins)))
 
 
+def released(targets: Targets) -> Seen:
+    return Seen(gram=targets.gram, sd=0.0, patients=1e9)
+
+
 def right(law: OutcomeLaw, bins: np.ndarray) -> float:
     """Mean probability that the law gives the truth."""
     return float(law.probabilities(bins)[np.arange(len(bins)), bins[:, TARGET]].mean())
@@ -75,8 +79,8 @@ def test_it_follows_what_no_pair_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(three_way, "LEAST_RIDGE", 1e-6)
     bins = rows(20_000)
     targets, by_class = known(bins)
-    alone = OutcomeLaw(fit_outcome(targets, TARGET, bins, flat), targets, flat)
-    with_products = OutcomeLaw(fit_outcome(targets, TARGET, bins, flat, by_class), targets, flat)
+    alone = OutcomeLaw(fit_outcome(targets, TARGET, bins, flat, released(targets)), targets, flat)
+    with_products = OutcomeLaw(fit_outcome(targets, TARGET, bins, flat, released(targets), by_class), targets, flat)
     assert right(alone, rows(5000, seed=2)) < 0.52
     truth = 2 / 3 * (0.9**2 + 0.1**2) + 1 / 3 * 0.5
     assert right(with_products, rows(5000, seed=2)) == pytest.approx(truth, abs=0.02)
@@ -88,7 +92,7 @@ def test_its_rows_have_the_moments_within_classes(monkeypatch: pytest.MonkeyPatc
     targets, by_class = known(wanted)
     forgotten = bins.copy()
     forgotten[:, TARGET] = np.random.default_rng(0).permutation(bins[:, TARGET])
-    law = OutcomeLaw(fit_outcome(targets, TARGET, forgotten[:20_000], flat, by_class), targets, flat)
+    law = OutcomeLaw(fit_outcome(targets, TARGET, forgotten[:20_000], flat, released(targets), by_class), targets, flat)
     drawn = law.redraw(forgotten, np.random.default_rng(1))
     before, after = known(forgotten)[1].moments, known(drawn)[1].moments
     assert np.abs(before - by_class.moments).max() > 0.03
@@ -108,7 +112,7 @@ def test_its_gradient_is_that_of_its_loss(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(scipy.optimize, "minimize", caught)
     targets, by_class = known(bins, sd=0.01)
     with pytest.raises(InterruptedError):
-        fit_products(targets, TARGET, bins, flat(bins), np.zeros((1, 5)), by_class, np.full((1, 5), 0.1))
+        fit_products(targets, TARGET, bins, flat(bins), np.full((1, 5), 0.1), by_class)
     at = np.random.default_rng(0).normal(0, 0.3, len(seen["start"]))
     used = seen["gap"](at)[1]
     for k in range(len(at)):
@@ -122,7 +126,7 @@ def test_its_gradient_is_that_of_its_loss(monkeypatch: pytest.MonkeyPatch) -> No
 def test_only_products_of_different_columns_without_the_target_are_used() -> None:
     bins = rows(3000)
     targets, by_class = known(bins)
-    square = fit_outcome(targets, TARGET, bins, flat, by_class).square
+    square = fit_outcome(targets, TARGET, bins, flat, released(targets), by_class).square
     assert square is not None and square.shape == (1, 4, 4)
     used = {(int(a), int(b)) for _, a, b in np.argwhere(square != 0)}
     assert used == {(0, 1), (0, 2)}
@@ -133,7 +137,7 @@ def test_noise_holds_the_products_back() -> None:
     size = []
     for sd in (0.0, 0.01, 0.1):
         targets, by_class = known(bins, sd=sd)
-        size.append(float(np.abs(fit_outcome(targets, TARGET, bins, flat, by_class).square).max()))
+        size.append(float(np.abs(fit_outcome(targets, TARGET, bins, flat, released(targets), by_class).square).max()))
     assert size[0] > 2 * size[1] > 4 * size[2]
 
 
@@ -166,7 +170,9 @@ def test_a_saved_model_keeps_its_products() -> None:
     )
     tables = tuple(rng.dirichlet(np.full(size, 20.0), 3) for size in SIZES)
     base = MixtureModel(bins=made, weights=np.full(3, 1 / 3), tables=tables, targets=targets)
-    fitted = with_outcome(base, TARGET, patients=4000, seed=1, by_class=by_class)
+    fitted = with_outcome(
+        base, TARGET, seen=Seen(gram=base.targets.gram, sd=0.0, patients=4000), seed=1, by_class=by_class
+    )
     arrays, header = fitted.to_arrays()
     again = load_model(arrays, json.loads(json.dumps(header)))
     drawn = fitted.sample(4000, seed=7)
@@ -223,11 +229,11 @@ def test_the_question_costs_no_more_noise_and_fits_its_plan(epsilon: float, part
         for _, size, levels in facts.columns
     )
     one = tuple(np.full(b.size, 1 / b.size) for b in bins)
-    _, gram, sd, by_class = measuring._pairs(ask, bins, one, facts, 5000.0)
+    _, gram, seen, by_class = measuring._pairs(ask, bins, one, facts, 5000.0)
     (query,) = asked
     assert query.classes == parts and query.dim <= pairs.max_dim
     assert query.sensitivity_l2 == replace(query, by=None).sensitivity_l2
-    assert sd == pytest.approx(3.0 / 5000 * np.sqrt(parts)) and np.allclose(gram, gram.T)
+    assert seen.sd == pytest.approx(3.0 / 5000 * np.sqrt(parts)) and np.allclose(gram, gram.T)
     assert (by_class is None) == (parts == 1)
     if by_class is not None:
         assert by_class.sd == pytest.approx(3.0 / 5000) and by_class.moments.shape == (parts, *gram.shape)
@@ -236,5 +242,4 @@ def test_the_question_costs_no_more_noise_and_fits_its_plan(epsilon: float, part
 def test_without_them_the_law_has_slopes_alone() -> None:
     bins = rows(500)
     targets, _ = known(bins)
-    assert fit_outcome(targets, TARGET, bins, flat).square is None
-    assert module.RIDGE > module.NO_RIDGE
+    assert fit_outcome(targets, TARGET, bins, flat, released(targets)).square is None
