@@ -6,8 +6,9 @@ nearest to the generator's own q(y | x) is
 
     p(y | x) ∝ q(y | x) · exp(T(y)ᵀ A (1, φ(x)))
 
-(maximum entropy: Berger, Della Pietra & Della Pietra 1996, section 3), x drawn from the generator. The measured moments
-are known up to their noise: relevance.py finds A from them.
+and A minimises the convex  mean_x log Σ_y q(y | x) exp(T(y)ᵀ A (1, φ(x))) − ⟨A, (0, G)⟩ + ½ ridge ‖A‖²,
+x drawn from the generator (maximum entropy: Berger, Della Pietra & Della Pietra 1996, section 3; with noised moments:
+Dudík, Phillips & Schapire 2007, section 4). G is what relevance.py believes of the measured moments.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cohortium.common.generators.base import Floats
-from cohortium.common.generators.relevance import Seen, relevant_slopes
+from cohortium.common.generators.relevance import Seen, believed, hessian, moments
 from cohortium.common.generators.sampling import resampled
 from cohortium.common.generators.three_way import (
     MOST_LEVELS,
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from cohortium.common.generators.herding import Targets
 
 MOST_EXCESS = 256
+RIDGE, HELD = 1e-3, 0.3  # at least; of the noise's standard deviation
+NO_RIDGE = 1e-9  # nothing holds the target's own distribution back
+ITERATIONS = 30
+NEAR = 1e-10  # what a Newton step must promise to be worth it
 POOL = 65536  # rows that a condition on the target is chosen from at once
 Bins2 = NDArray[np.int64]
 Own = Callable[[Bins2], Floats]
@@ -136,7 +141,36 @@ def fit_outcome(
     groups = np.concatenate([[0]] + [np.full(f.shape[1], 1 + c) for c, f in enumerate(targets.features) if c != column])
     mine, log_q = targets.features[column], own(bins)
     wanted = np.concatenate([np.zeros((b - a, 1)), seen.gram[a:b, others]], axis=1)
-    slope = relevant_slopes(log_q, mine, phi, groups, wanted, seen.sd, seen.patients)
+    wanted = believed(log_q, mine, phi, groups, wanted, seen.sd, seen.patients)
+    ridge = np.full(wanted.shape, max(RIDGE, HELD * seen.sd))
+    ridge[:, 0] = NO_RIDGE
+    slope = np.zeros_like(wanted)
+
+    def value(at: Floats) -> tuple[float, Floats]:
+        logits = log_q + phi @ at.T @ mine.T
+        top = logits.max(axis=1, keepdims=True)
+        p = np.exp(logits - top)
+        total = p.sum(axis=1, keepdims=True)
+        loss = float((top + np.log(total)).mean() - (at * wanted).sum() + 0.5 * (ridge * at**2).sum())
+        return loss, p / total
+
+    loss, p = value(slope)
+    for _ in range(ITERATIONS):
+        gradient = moments(p, mine, phi) - wanted + ridge * slope
+        step = -np.linalg.solve(hessian(p, mine, phi) + np.diag(ridge.ravel()), gradient.ravel())
+        promise = -float(gradient.ravel() @ step)
+        if promise < NEAR:
+            break
+        length = 1.0
+        while True:
+            there = slope + length * step.reshape(slope.shape)
+            new_loss, new_p = value(there)
+            if new_loss <= loss - 1e-4 * length * promise or length < 1e-6:
+                break
+            length /= 2
+        if not new_loss < loss:
+            break
+        slope, loss, p = there, new_loss, new_p
     out = np.zeros((b - a, 1 + int(ends[-1])))
     out[:, 0], out[:, 1 + others] = slope[:, 0], slope[:, 1:]
     if by_class is None:

@@ -1,14 +1,15 @@
-"""How much each column says about the target, judged by the evidence of noised moments. Free of budget.
+"""What to believe of noised moments of the target: how much each column says, judged by the evidence. Free of budget.
 
-The law p(y | x) ∝ q(y | x) · exp(T(y)ᵀ A φ(x)) of outcome.py has moments m(A); G is what was measured of them. Near A,
+The law p(y | x) ∝ q(y | x) · exp(T(y)ᵀ A φ(x)) of outcome.py has moments m(A), and G was measured of them. Near A = 0,
 
-    G = m(A) + H · ΔA + noise,   noise ~ N(0, σ² I + H / n),   H = mean_x Cov_y(T | x) ⊗ φφᵀ
+    G = m(0) + H · A + noise,   noise ~ N(0, σ² I + H / n),   H = mean_x Cov_y(T | x) ⊗ φφᵀ
 
 σ the known noise of the release, H / n what sampling n patients does. The slopes of one column are a group with
 A_g ~ N(0, τ_g I), and every τ_g is set where the evidence of G, with A integrated out, is greatest (automatic relevance
 determination: MacKay 1992, "Bayesian interpolation"; Tipping 2001, section 2.3). τ_g → 0 is a column that noise
-explains as well: it gets no slope. Matching G as if it were exact would instead turn the noise of the directions in
-which H is small into slopes.
+explains as well. What is believed is m(0) + H · E[A | G]: G itself where it is far above the noise, and elsewhere what
+the columns that matter make of it. The noise of directions in which H is small, which would become steep slopes, is
+gone. The law itself is then fitted without the straight line.
 """
 
 from __future__ import annotations
@@ -20,9 +21,7 @@ from numpy.typing import NDArray
 
 from cohortium.common.generators.base import Floats
 
-STEPS, SETTLED = 8, 3e-3  # linearisations; the slope that still moves after the last
-LENGTHS = (1.0, 0.5, 0.25, 0.125)  # of a step that are tried: the law is straight near its start alone
-TURNS, STILL = 15, 0.05  # evidence updates at each; log τ that still moves after the last
+TURNS, STILL = 100, 0.05  # evidence updates; log τ that still moves after the last
 FIRST, FREE, LEAST = 0.1, 100.0, 1e-8  # τ to begin with, of group 0, at least
 EXACT = 1e-4  # noise of group 0, the target's own distribution
 MOST_SLOPES = 600  # judged at once, or the matrices take minutes: of the columns that stand out of the noise most
@@ -39,71 +38,51 @@ class Seen:
     patients: float
 
 
-def relevant_slopes(
+def believed(
     log_q: Floats, mine: Floats, phi: Floats, groups: Groups, wanted: Floats, sd: float, patients: float
 ) -> Floats:
-    """A [width, unknowns]: where the evidence is greatest, by steps along the straight line, each checked.
+    """Moments [width, unknowns] as the evidence has them.
 
-    log_q [rows, levels]; mine [levels, width]: T; phi [rows, unknowns]; groups [unknowns]: 0 for the constant, whose
-    slope is not held back; wanted [width, unknowns]: G; sd: noise of its entries; patients: noised number of them.
+    log_q [rows, levels]; mine [levels, width]: T; phi [rows, unknowns]; groups [unknowns]: 0 for the constant, which is
+    not held back; wanted [width, unknowns]: G; sd: noise of its entries; patients: noised number of them.
     """
-    width = mine.shape[1]
-    sd = max(sd, EXACT)
-    chosen = _standing_out(log_q, mine, phi, groups, wanted, sd, patients)
-    whole, phi, wanted = np.zeros(wanted.shape), phi[:, chosen], wanted[:, chosen]
-    group = np.tile(np.unique(groups[chosen], return_inverse=True)[1], width)
-    size = np.bincount(group).astype(np.float64)
-    variance = np.where(group == 0, EXACT, sd) ** 2
-    tau = np.full(len(size), FIRST)
-    tau[0] = FREE
-    slope = np.zeros(wanted.shape)
-    for _ in range(STEPS):
-        p = _law(log_q, mine, phi, slope)
-        h, gap = _hessian(p, mine, phi), (wanted - _moments(p, mine, phi)).ravel()
-        noise = h / max(patients, 1.0) + np.diag(variance)
-        weighed = np.linalg.solve(noise, h)
-        seen, pull = _symmetric(h @ weighed), weighed.T @ (gap + h @ slope.ravel())
-        tau, best = _evidence(seen, pull, group, size, tau)
-        step = (best - slope.ravel()).reshape(slope.shape)
-        worth = 0.5 * gap @ np.linalg.solve(noise, gap) + 0.5 * (slope.ravel() ** 2 / tau[group]).sum()
-        for length in LENGTHS:
-            there = slope + length * step
-            left = (wanted - _moments(_law(log_q, mine, phi, there), mine, phi)).ravel()
-            if 0.5 * left @ np.linalg.solve(noise, left) + 0.5 * (there.ravel() ** 2 / tau[group]).sum() <= worth:
-                slope = there
-                break
-        else:  # as near as this evidence brings it
-            break
-        if np.abs(length * step).max() < SETTLED:
-            break
-    whole[:, chosen] = slope
-    return whole
+    sd, width = max(sd, EXACT), mine.shape[1]
+    p = law(log_q, mine, phi, np.zeros(wanted.shape))
+    here, h = moments(p, mine, phi), hessian(p, mine, phi)
+    chosen = _standing_out(here, h, groups, wanted, sd, patients)
+    at = np.flatnonzero(np.tile(np.isin(np.arange(len(groups)), chosen), width))
+    group = np.unique(np.tile(groups, width)[at], return_inverse=True)[1]
+    among = h[np.ix_(at, at)]
+    noise = among / max(patients, 1.0) + np.diag(np.where(group == 0, EXACT, sd) ** 2)
+    weighed = np.linalg.solve(noise, among)
+    slope = _evidence(_symmetric(among @ weighed), weighed.T @ (wanted - here).ravel()[at], group)[1]
+    return here + (h[:, at] @ slope).reshape(wanted.shape)
 
 
 def _standing_out(
-    log_q: Floats, mine: Floats, phi: Floats, groups: Groups, wanted: Floats, sd: float, patients: float
+    here: Floats, h: Floats, groups: Groups, wanted: Floats, sd: float, patients: float
 ) -> NDArray[np.intp]:
     """Which unknowns are judged: all, or the groups whose gaps at A = 0 are least likely to be noise."""
     if wanted.size <= MOST_SLOPES:
         return np.arange(len(groups))
-    p = _law(log_q, mine, phi, np.zeros(wanted.shape))
-    mean = p @ mine
-    spread = (p @ mine**2 - mean**2).T @ phi**2 / len(phi)
-    seen = (wanted - _moments(p, mine, phi)) ** 2 / (sd**2 + spread / max(patients, 1.0))
-    size = np.maximum(len(mine.T) * np.bincount(groups), 1)
-    excess = (np.bincount(groups, weights=seen.sum(axis=0)) - size) / np.sqrt(2.0 * size)
+    noise = sd**2 + np.diag(h).reshape(wanted.shape) / max(patients, 1.0)
+    size = np.maximum(len(wanted) * np.bincount(groups), 1)
+    seen = np.bincount(groups, weights=((wanted - here) ** 2 / noise).sum(axis=0))
+    excess = (seen - size) / np.sqrt(2.0 * size)
     excess[0] = np.inf
     order = np.argsort(-excess, kind="stable")
-    kept = order[np.cumsum(size[order]) <= MOST_SLOPES]
-    return np.flatnonzero(np.isin(groups, kept))
+    return np.flatnonzero(np.isin(groups, order[np.cumsum(size[order]) <= MOST_SLOPES]))
 
 
-def _evidence(seen: Floats, pull: Floats, group: Groups, size: Floats, tau: Floats) -> tuple[Floats, Floats]:
+def _evidence(seen: Floats, pull: Floats, group: Groups) -> tuple[Floats, Floats]:
     """(τ of each group, mean of the slopes). seen: H R⁻¹ H; pull: H R⁻¹ y.
 
     The geometric mean of MacKay's update, which is quick, and of expectation-maximisation's, which cannot overshoot:
     both stand still at the same τ.
     """
+    size = np.bincount(group).astype(np.float64)
+    tau = np.full(len(size), FIRST)
+    tau[0] = FREE
     for _ in range(TURNS):
         root = np.sqrt(tau[group])
         inverse = np.linalg.inv(np.eye(len(group)) + root[:, None] * seen * root)
@@ -119,18 +98,18 @@ def _evidence(seen: Floats, pull: Floats, group: Groups, size: Floats, tau: Floa
     return tau, mean
 
 
-def _law(log_q: Floats, mine: Floats, phi: Floats, slope: Floats) -> Floats:
+def law(log_q: Floats, mine: Floats, phi: Floats, slope: Floats) -> Floats:
     """p(y | x) [rows, levels]."""
     logits = log_q + phi @ slope.T @ mine.T
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(p / p.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
-def _moments(p: Floats, mine: Floats, phi: Floats) -> Floats:
+def moments(p: Floats, mine: Floats, phi: Floats) -> Floats:
     return np.asarray((p @ mine).T @ phi / len(phi), dtype=np.float64)
 
 
-def _hessian(p: Floats, mine: Floats, phi: Floats) -> Floats:
+def hessian(p: Floats, mine: Floats, phi: Floats) -> Floats:
     """mean_x Cov_y(T | x) ⊗ φφᵀ: [width · unknowns, width · unknowns]."""
     mean, width, unknowns = p @ mine, mine.shape[1], phi.shape[1]
     out = np.empty((width, unknowns, width, unknowns))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cohortium.common.generators.base import Facts, Floats
 from cohortium.common.generators.features import clear_own
+from cohortium.common.generators.relevance import law, moments
 
 if TYPE_CHECKING:
     from cohortium.common.generators.herding import Targets
@@ -97,7 +98,7 @@ def fit_products(
     free = _across(targets, column)
     phi = features_of(targets, column, bins)
     phi1 = np.concatenate([np.ones((len(bins), 1)), phi], axis=1)
-    wanted = (_softmax(log_q + phi1 @ slope.T @ mine.T) @ mine).T @ phi1 / len(phi)
+    wanted = moments(law(log_q, mine, phi1, slope), mine, phi1)
     ridge = np.full(slope.shape, LEAST_RIDGE)
     ridge[:, 0] = NO_RIDGE
     twice = np.einsum("ti,tab->iab", mine, by_class.moments) * free
@@ -123,11 +124,6 @@ def fit_products(
     start = np.concatenate([slope.ravel(), np.zeros(width * total * total)])
     theta = minimize(gap, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS, "maxcor": 15}).x
     return theta[:cut].reshape(width, -1), theta[cut:].reshape(width, total, total) * free
-
-
-def _softmax(logits: Floats) -> Floats:
-    p = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(p / p.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
 def _own(targets: Targets, column: int) -> slice:
