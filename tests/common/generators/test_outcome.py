@@ -103,6 +103,18 @@ def test_what_the_generator_knows_itself_stays() -> None:
     assert kept[odd].mean() - kept[~odd].mean() > 0.5
 
 
+def test_noise_that_is_known_makes_no_slopes() -> None:
+    """The same noised moments with and without word of their noise; the target depends on nothing."""
+    bins = rows(4000)
+    bins[:, TARGET] = np.random.default_rng(2).permutation(bins[:, TARGET])
+    targets = targets_from(bins)
+    noise = np.random.default_rng(6).normal(0, 0.05, targets.gram.shape)
+    seen = replace(released(targets), gram=targets.gram + noise + noise.T)
+    blind = fit_outcome(targets, TARGET, bins, flat, seen).slope[:, 1:]
+    knowing = fit_outcome(targets, TARGET, bins, flat, replace(seen, sd=0.05 * np.sqrt(2))).slope[:, 1:]
+    assert (knowing**2).sum() < 0.1 * (blind**2).sum()
+
+
 def test_a_level_that_a_condition_forbids_is_never_drawn() -> None:
     bins = rows(2000)
     targets = targets_from(bins)

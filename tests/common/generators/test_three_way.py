@@ -211,11 +211,13 @@ def test_the_question_costs_no_more_noise_and_fits_its_plan(epsilon: float, part
     assert pairs.share == plain[-1].share
     assert ("class" in pairs.purpose) == (parts > 1)
     asked: list[Moments] = []
+    answers: list[Answer] = []
     rng = np.random.default_rng(0)
 
     def ask(phase: str, query: Moments) -> Answer:
         asked.append(query)
-        return Answer(values=rng.normal(0, 3.0, query.dim), sigma=3.0, sites=3)
+        answers.append(Answer(values=rng.normal(0, 3.0, query.dim), sigma=3.0, sites=3))
+        return answers[-1]
 
     bins = tuple(
         Bins(
@@ -234,6 +236,8 @@ def test_the_question_costs_no_more_noise_and_fits_its_plan(epsilon: float, part
     assert query.classes == parts and query.dim <= pairs.max_dim
     assert query.sensitivity_l2 == replace(query, by=None).sensitivity_l2
     assert seen.sd == pytest.approx(3.0 / 5000 * np.sqrt(parts)) and np.allclose(gram, gram.T)
+    np.testing.assert_allclose(seen.gram, query.unpack(answers[0].values).sum(axis=0) / 5000, atol=1e-15)
+    assert (gram**2).sum() < 0.5 * (seen.gram**2).sum(), "noise alone: what the mixture is fitted to is shrunk"
     assert (by_class is None) == (parts == 1)
     if by_class is not None:
         assert by_class.sd == pytest.approx(3.0 / 5000) and by_class.moments.shape == (parts, *gram.shape)
