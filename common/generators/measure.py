@@ -61,10 +61,12 @@ class Measured:
 
     @property
     def gram_sd(self) -> float:
+        """Noise of an entry of the matrix as released."""
         return self.seen.sd
 
     @property
     def total(self) -> float:
+        """Noised number of patients."""
         return self.seen.patients
 
     @property

@@ -1,4 +1,4 @@
-"""The target given the other columns: a logistic law that has the moments that were measured. Free of budget.
+"""The target given the other columns: a logistic law that has the moments that are believed. Free of budget.
 
 A mixture that matches every pair a little says less about the target than was measured about it. Among all laws of the
 target y given the other columns x that have given moments E[T(y) φ(x)ᵀ] (T, φ: the features of measure.py), the one
@@ -6,9 +6,10 @@ nearest to the generator's own q(y | x) is
 
     p(y | x) ∝ q(y | x) · exp(T(y)ᵀ A (1, φ(x)))
 
-and A minimises the convex  mean_x log Σ_y q(y | x) exp(T(y)ᵀ A (1, φ(x))) − ⟨A, (0, G)⟩ + ½ ridge ‖A‖²,
+and A minimises the convex  mean_x log Σ_y q(y | x) exp(T(y)ᵀ A (1, φ(x))) − ⟨A, G⟩ + ½ ridge ‖A‖²,
 x drawn from the generator (maximum entropy: Berger, Della Pietra & Della Pietra 1996, section 3; with noised moments:
-Dudík, Phillips & Schapire 2007, section 4). G is what relevance.py believes of the measured moments.
+Dudík, Phillips & Schapire 2007, section 4). G is what relevance.py believes of the measured moments, the target's own
+distribution with them; the ridge holds back what it believes too much.
 """
 
 from __future__ import annotations

@@ -2,14 +2,15 @@
 
 The law p(y | x) ∝ q(y | x) · exp(T(y)ᵀ A φ(x)) of outcome.py has moments m(A), and G was measured of them. Near A = 0,
 
-    G = m(0) + H · A + noise,   noise ~ N(0, σ² I + H / n),   H = mean_x Cov_y(T | x) ⊗ φφᵀ
+    G = m(0) + H · A + noise,   noise ~ N(0, σ² I + H / n + C (1/n + 1/r)),   H = mean_x Cov_y(T | x) ⊗ φφᵀ
 
-σ the known noise of the release, H / n what sampling n patients does. The slopes of one column are a group with
-A_g ~ N(0, τ_g I), and every τ_g is set where the evidence of G, with A integrated out, is greatest (automatic relevance
-determination: MacKay 1992, "Bayesian interpolation"; Tipping 2001, section 2.3). τ_g → 0 is a column that noise
-explains as well. What is believed is m(0) + H · E[A | G]: G itself where it is far above the noise, and elsewhere what
-the columns that matter make of it. The noise of directions in which H is small, which would become steep slopes, is
-gone. The law itself is then fitted without the straight line.
+σ the known noise of the release, H / n what sampling the targets of n patients does, C = Cov_x(E[T | x] ⊗ φ) what
+sampling their other columns does, and the r rows of the generator that m(0) is worked out from. The slopes of one
+column are a group with A_g ~ N(0, τ_g I), and every τ_g is set where the evidence of G, with A integrated out, is
+greatest (automatic relevance determination: MacKay 1992, "Bayesian interpolation"; Tipping 2001, section 2.3). τ_g → 0
+is a column that noise explains as well. What is believed is m(0) + H · E[A | G]: G itself where it is far above the
+noise, and elsewhere what the columns that matter make of it. The noise of directions in which H is small, which would
+become steep slopes, is gone. The law itself is then fitted without the straight line.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ Groups = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """What was released of all pairs. gram [Σk, Σk]: mean of φφᵀ as noised, nothing shrunk; sd: noise of an entry;
-    patients: noised number of them."""
+    """What was released of all pairs. gram [Σk, Σk]: mean of φφᵀ over patients with zero diagonal blocks, as
+    noised, nothing shrunk; sd: noise of an entry of it; patients: noised number of them."""
 
     gram: Floats
     sd: float
@@ -46,36 +47,38 @@ def believed(
     log_q [rows, levels]; mine [levels, width]: T; phi [rows, unknowns]; groups [unknowns]: 0 for the constant, which is
     not held back; wanted [width, unknowns]: G; sd: noise of its entries; patients: noised number of them.
     """
-    sd, width = max(sd, EXACT), mine.shape[1]
+    sd, n = max(sd, EXACT), max(patients, 1.0)
     p = law(log_q, mine, phi, np.zeros(wanted.shape))
     here, h = moments(p, mine, phi), hessian(p, mine, phi)
-    chosen = _standing_out(here, h, groups, wanted, sd, patients)
-    at = np.flatnonzero(np.tile(np.isin(np.arange(len(groups)), chosen), width))
-    group = np.unique(np.tile(groups, width)[at], return_inverse=True)[1]
+    mean, again = p @ mine, 1 / n + 1 / len(phi)
+    drawn = (np.diag(h).reshape(wanted.shape) / n) + again * ((mean**2).T @ phi**2 / len(phi) - here**2)
+    chosen = _standing_out(wanted - here, sd**2 + drawn, groups)
+    at = np.flatnonzero(np.tile(np.isin(np.arange(len(groups)), chosen), mine.shape[1]))
+    group = np.unique(np.tile(groups, mine.shape[1])[at], return_inverse=True)[1]
     among = h[np.ix_(at, at)]
-    noise = among / max(patients, 1.0) + np.diag(np.where(group == 0, EXACT, sd) ** 2)
+    said = mean[:, at // len(groups)] * phi[:, at % len(groups)] - here.ravel()[at]
+    noise = among / n + again / len(phi) * (said.T @ said) + np.diag(np.where(group == 0, EXACT, sd) ** 2)
     weighed = np.linalg.solve(noise, among)
     slope = _evidence(_symmetric(among @ weighed), weighed.T @ (wanted - here).ravel()[at], group)[1]
     return here + (h[:, at] @ slope).reshape(wanted.shape)
 
 
-def _standing_out(
-    here: Floats, h: Floats, groups: Groups, wanted: Floats, sd: float, patients: float
-) -> NDArray[np.intp]:
-    """Which unknowns are judged: all, or the groups whose gaps at A = 0 are least likely to be noise."""
-    if wanted.size <= MOST_SLOPES:
+def _standing_out(gap: Floats, noise: Floats, groups: Groups) -> NDArray[np.intp]:
+    """Which unknowns are judged: all, or the groups whose gaps at A = 0 are least likely to be noise.
+
+    gap, noise [width, unknowns]: noise is the variance.
+    """
+    if gap.size <= MOST_SLOPES:
         return np.arange(len(groups))
-    noise = sd**2 + np.diag(h).reshape(wanted.shape) / max(patients, 1.0)
-    size = np.maximum(len(wanted) * np.bincount(groups), 1)
-    seen = np.bincount(groups, weights=((wanted - here) ** 2 / noise).sum(axis=0))
-    excess = (seen - size) / np.sqrt(2.0 * size)
+    size = np.maximum(len(gap) * np.bincount(groups), 1)
+    excess = (np.bincount(groups, weights=(gap**2 / noise).sum(axis=0)) - size) / np.sqrt(2.0 * size)
     excess[0] = np.inf
     order = np.argsort(-excess, kind="stable")
     return np.flatnonzero(np.isin(groups, order[np.cumsum(size[order]) <= MOST_SLOPES]))
 
 
 def _evidence(seen: Floats, pull: Floats, group: Groups) -> tuple[Floats, Floats]:
-    """(τ of each group, mean of the slopes). seen: H R⁻¹ H; pull: H R⁻¹ y.
+    """(τ of each group, mean of the slopes at the τ before the last update). seen: H R⁻¹ H; pull: H R⁻¹ y.
 
     The geometric mean of MacKay's update, which is quick, and of expectation-maximisation's, which cannot overshoot:
     both stand still at the same τ.
@@ -99,13 +102,14 @@ def _evidence(seen: Floats, pull: Floats, group: Groups) -> tuple[Floats, Floats
 
 
 def law(log_q: Floats, mine: Floats, phi: Floats, slope: Floats) -> Floats:
-    """p(y | x) [rows, levels]."""
+    """p(y | x) [rows, levels]; slope: A [width, unknowns], the others as for `believed`."""
     logits = log_q + phi @ slope.T @ mine.T
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(p / p.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
 def moments(p: Floats, mine: Floats, phi: Floats) -> Floats:
+    """Mean over the rows of E[T | x] φᵀ: [width, unknowns]."""
     return np.asarray((p @ mine).T @ phi / len(phi), dtype=np.float64)
 
 

@@ -98,9 +98,9 @@ def fit_products(
     free = _across(targets, column)
     phi = features_of(targets, column, bins)
     phi1 = np.concatenate([np.ones((len(bins), 1)), phi], axis=1)
-    wanted = moments(law(log_q, mine, phi1, slope), mine, phi1)
     ridge = np.full(slope.shape, LEAST_RIDGE)
     ridge[:, 0] = NO_RIDGE
+    wanted = moments(law(log_q, mine, phi1, slope), mine, phi1) + ridge * slope  # no further held back than they are
     twice = np.einsum("ti,tab->iab", mine, by_class.moments) * free
     sd = by_class.sd * float(np.sqrt((mine**2).sum(axis=0).max()))
     hold = RIDGE * max(by_class.patients, 1.0) * sd**2 + LEAST_RIDGE

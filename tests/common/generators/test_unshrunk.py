@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,10 @@ def test_the_analysis_of_its_rows_is_that_of_the_people() -> None:
     assert one.fit(codes).values == pytest.approx(one.fit(PEOPLE).values, rel=0.2)
 
 
-def test_dependence_is_the_noised_answer_as_it_came() -> None:
-    """And the matrix that a released model is fitted to is another one, and smaller."""
+@pytest.mark.parametrize("facts", [FACTS, replace(FACTS, target=ARM, epsilon=500.0)], ids=["whole", "by class"])
+def test_dependence_is_the_noised_answer_as_it_came(facts: Facts) -> None:
+    """And the matrix that a released model is fitted to is another one, and smaller. By class: their sum."""
+    phases = Mixture().phases(facts)
     heard: list[tuple[Moments, Answer]] = []
     ask = ask_of(PEOPLE, 8.0, np.random.default_rng(5))
 
@@ -86,10 +89,11 @@ def test_dependence_is_the_noised_answer_as_it_came() -> None:
             heard.append((query, answer))
         return answer
 
-    found = measure_unshrunk(listening, grids=GRIDS, facts=FACTS, phases=PHASES)
+    found = measure_unshrunk(listening, grids=GRIDS, facts=facts, phases=phases)
     ((query, answer),) = heard
-    assert np.array_equal(found.gram, query.unpack(answer.values)[0] / found.total)
-    released = measure(ask_of(PEOPLE, 8.0, np.random.default_rng(5)), grids=GRIDS, facts=FACTS, phases=PHASES)
+    assert (query.classes > 1) == (facts is not FACTS)
+    np.testing.assert_allclose(found.gram, query.unpack(answer.values).sum(axis=0) / found.total, atol=1e-12)
+    released = measure(ask_of(PEOPLE, 8.0, np.random.default_rng(5)), grids=GRIDS, facts=facts, phases=phases)
     assert np.linalg.norm(released.gram) < 0.9 * np.linalg.norm(found.gram)
 
 
