@@ -27,6 +27,7 @@ from cohortium.common.generators.sampling import resampled
 from cohortium.common.generators.three_way import (
     MOST_LEVELS,
     MOST_UNKNOWNS,
+    NO_RIDGE,
     ByClass,
     features_of,
     fit_products,
@@ -36,11 +37,10 @@ from cohortium.common.generators.three_way import (
 if TYPE_CHECKING:
     from cohortium.common.generators.herding import Targets
 
-MOST_EXCESS = 256
 RIDGE, HELD = 1e-3, 0.3  # at least; of the noise's standard deviation
-NO_RIDGE = 1e-9  # nothing holds the target's own distribution back
 ITERATIONS = 30
 NEAR = 1e-10  # what a Newton step must promise to be worth it
+MOST_EXCESS = 256
 POOL = 65536  # rows that a condition on the target is chosen from at once
 Bins2 = NDArray[np.int64]
 Own = Callable[[Bins2], Floats]

@@ -51,7 +51,7 @@ def believed(
     p = law(log_q, mine, phi, np.zeros(wanted.shape))
     here, h = moments(p, mine, phi), hessian(p, mine, phi)
     mean, again = p @ mine, 1 / n + 1 / len(phi)
-    drawn = (np.diag(h).reshape(wanted.shape) / n) + again * ((mean**2).T @ phi**2 / len(phi) - here**2)
+    drawn = np.diag(h).reshape(wanted.shape) / n + again * ((mean**2).T @ phi**2 / len(phi) - here**2)
     chosen = _standing_out(wanted - here, sd**2 + drawn, groups)
     at = np.flatnonzero(np.tile(np.isin(np.arange(len(groups)), chosen), mine.shape[1]))
     group = np.unique(np.tile(groups, mine.shape[1])[at], return_inverse=True)[1]
