@@ -90,8 +90,9 @@ class Herder:
         self._gram *= self._off
         self._groups = _groups(self._sizes, targets.features)
 
-    def select(self, bins: Ints, rows: int) -> Ints:
-        """Sorted indices of `rows` of the candidates [candidates, columns]; the first are the start."""
+    def select(self, bins: Ints, rows: int, *, more: int = 1) -> Ints:
+        """Sorted indices of `rows` of the candidates [candidates, columns]; the first are the start.
+        more: times the steps."""
         count = len(bins)
         if rows >= count:
             return np.arange(count)
@@ -103,7 +104,7 @@ class Herder:
             ones += self._histogram(part.cells[: part.kept]) / np.float32(rows)
         gram *= self._off
         share = FIRST_SWAP
-        for step in range(STEPS):
+        for step in range(STEPS * more):
             part = parts[step % len(parts)]
             gap, gap_one = self._gram - gram, self._one - ones
             score = self._score(part, gap, ONE_WAY_WEIGHT * gap_one)

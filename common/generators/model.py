@@ -179,7 +179,7 @@ def with_outcome(
     model: Fitted, column: int | None, *, seen: Seen, seed: int, by_class: ByClass | None = None
 ) -> Fitted:
     """The model, its target drawn by the law that the measured moments speak for; itself without such a target."""
-    if column is None or not applies(model.targets, column, ordered=_keeps_own(model, column)):
+    if column is None or not applies(model.targets, column, ordered=_is_number(model.bins[column])):
         return model
     least, most = OUTCOME_ROWS
     rng = np.random.default_rng([seed, 0x6F75])
@@ -194,14 +194,9 @@ def with_outcome(
     return replace(model, outcome=outcome)
 
 
-def _keeps_own(model: MixtureModel | NadeModel, column: int) -> bool:
-    """Whether a target on a number line stays as the generator drew it.
-
-    0 and 1 written as numbers are two levels like any others, and a mixture gains by the law as with those. A network's
-    law of such a target (death beside a time of follow-up) was better than slopes over it: docs/generators.md.
-    """
-    b = model.bins[column]
-    return b.ordered and (isinstance(model, NadeModel) or len(b.map) > MOST_LEVELS + 1)
+def _is_number(bins: Bins) -> bool:
+    """Whether a target on a number line stays as the generator drew it: 0 and 1 written as numbers are two levels."""
+    return bins.ordered and len(bins.map) > MOST_LEVELS + 1
 
 
 def sample_bins(model: MixtureModel | NadeModel, rows: int, *, seed: int, where: Allowed | None) -> Codes:
@@ -226,7 +221,7 @@ def sample_bins(model: MixtureModel | NadeModel, rows: int, *, seed: int, where:
             else:
                 chosen = draw(count, rng) if herder is None else _herded(draw, herder, count, rng)
                 if law is not None:
-                    chosen = law.redraw(chosen, rng)
+                    chosen = law.redraw(chosen, rng, among=rows)
             for c, placer in enumerate(placers):
                 out[at : at + count, c] = placer.place(chosen[:, c], rng)
     return out

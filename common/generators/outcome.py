@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cohortium.common.generators.base import Floats
+from cohortium.common.generators.outcome_rows import drawn, drawn_together
 from cohortium.common.generators.relevance import Seen, believed, hessian, moments
 from cohortium.common.generators.sampling import resampled
 from cohortium.common.generators.three_way import (
@@ -85,16 +86,21 @@ class OutcomeLaw:
         p = np.exp(logits)
         return np.asarray(p / p.sum(axis=1, keepdims=True), dtype=np.float64)
 
-    def redraw(self, bins: Bins2, rng: np.random.Generator, share: Floats | None = None) -> Bins2:
-        """The rows with a new target, of the bins that `share` allows."""
-        p = self.probabilities(bins)
-        if share is not None:
-            p = p * share
-            p[~(p.sum(axis=1) > 0)] = share
-        cumulative = np.cumsum(p, axis=1)
-        at = rng.random(len(bins)) * cumulative[:, -1]
+    def redraw(self, bins: Bins2, rng: np.random.Generator, *, among: int | None = None) -> Bins2:
+        """The rows with new targets, which together have the law's moments with the other columns.
+
+        among: rows that are wanted in all, of which these are a block; None: these.
+        """
+        p, among, out = self.probabilities(bins), among or len(bins), bins.copy()
+        out[:, self.column] = drawn_together(p, self._targets, self.column, bins, rng, among=among)
+        return out
+
+    def redraw_among(self, bins: Bins2, rng: np.random.Generator, share: Floats) -> Bins2:
+        """The rows with new targets, each by itself, of the bins that `share` allows."""
+        p = self.probabilities(bins) * share
+        p[~(p.sum(axis=1) > 0)] = share
         out = bins.copy()
-        out[:, self.column] = np.minimum((cumulative <= at[:, None]).sum(axis=1), _last(p))
+        out[:, self.column] = drawn(p, rng)
         return out
 
     def conditioned(
@@ -115,14 +121,14 @@ class OutcomeLaw:
             weight = self.probabilities(pool) @ share
             if not weight.sum() > 0:
                 weight = np.ones(len(pool))
-            parts.append(self.redraw(pool[resampled(weight, count, rng)], rng, share))
+            parts.append(self.redraw_among(pool[resampled(weight, count, rng)], rng, share))
         return np.concatenate(parts)
 
 
 def applies(targets: Targets, column: int | None, *, ordered: bool) -> bool:
     """Whether there is a target of few levels, with measured moments, and a system small enough to solve.
 
-    ordered: whether the target lies on a number line, and the generator's own law of it is to be kept.
+    ordered: whether the target is a number, as the generator draws it.
     """
     if column is None or ordered or not targets.gram.any():
         return False
@@ -178,8 +184,3 @@ def fit_outcome(
         return Outcome(column=column, slope=out)
     out, square = fit_products(targets, column, bins, log_q, out, by_class)
     return Outcome(column=column, slope=out, square=square)
-
-
-def _last(p: Floats) -> NDArray[np.int64]:
-    """The last level of each row that has any weight: rounding must not reach one without."""
-    return np.asarray(p.shape[1] - 1 - (p[:, ::-1] > 0).argmax(axis=1), dtype=np.int64)

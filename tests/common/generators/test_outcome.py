@@ -125,7 +125,7 @@ def test_a_level_that_a_condition_forbids_is_never_drawn() -> None:
     targets = targets_from(bins)
     law = OutcomeLaw(fit_outcome(targets, TARGET, bins, flat, released(targets)), targets, flat)
     for share in (np.array([1.0, 0.0]), np.array([0.0, 1.0])):
-        assert (law.redraw(bins, np.random.default_rng(0), share)[:, TARGET] == share.argmax()).all()
+        assert (law.redraw_among(bins, np.random.default_rng(0), share)[:, TARGET] == share.argmax()).all()
 
 
 def model() -> MixtureModel:
@@ -249,8 +249,8 @@ def test_slopes_of_several_levels_match_all_moments(monkeypatch: pytest.MonkeyPa
         )
 
 
-def test_zero_and_one_written_as_numbers_are_two_levels_to_a_mixture() -> None:
-    """A network keeps its own law of them; numbers of many values are no levels to either."""
+def test_zero_and_one_written_as_numbers_are_two_levels() -> None:
+    """Numbers of many values are none."""
     mixed, net = model(), network()
 
     def on_a_line(base: MixtureModel | NadeModel, codes: int) -> MixtureModel | NadeModel:
@@ -261,5 +261,5 @@ def test_zero_and_one_written_as_numbers_are_two_levels_to_a_mixture() -> None:
 
     assert with_outcome(on_a_line(mixed, 3), TARGET, seen=released(patients=3000), seed=1).outcome is not None
     assert with_outcome(on_a_line(mixed, 60), TARGET, seen=released(patients=3000), seed=1).outcome is None
-    assert with_outcome(on_a_line(net, 3), TARGET, seen=released(patients=3000), seed=1).outcome is None
-    assert with_outcome(net, TARGET, seen=released(patients=3000), seed=1).outcome is not None
+    assert with_outcome(on_a_line(net, 3), TARGET, seen=released(patients=3000), seed=1).outcome is not None
+    assert with_outcome(on_a_line(net, 60), TARGET, seen=released(patients=3000), seed=1).outcome is None
