@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cohortium.common.generators.base import Floats
 from cohortium.common.generators.herding import Herder, Targets
 
-DRAWS = 3
+DRAWS = 4
 FEW = 4096  # rows of a level in all: where there are more luck is small, and this costs time
 MORE = 3  # times the steps of other rows
 ROWS_AT_ONCE = 8192
