@@ -63,7 +63,7 @@ def drawn_together(
 def _of_level(features: tuple[Floats, ...], bins: Ints, weight: Floats) -> Targets:
     """One-ways and moments of the rows, each with its weight."""
     share = weight / weight.sum()
-    one_way = tuple(np.bincount(bins[:, c], share, minlength=len(f)) for c, f in enumerate(features))
+    one_way = tuple(np.bincount(bins[:, c], share, minlength=len(f)).astype(np.float64) for c, f in enumerate(features))
     width = sum(f.shape[1] for f in features)
     gram = np.zeros((width, width))
     for at in range(0, len(bins), ROWS_AT_ONCE):
