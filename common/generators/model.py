@@ -195,7 +195,7 @@ def with_outcome(
 
 
 def _is_number(bins: Bins) -> bool:
-    """Whether a target on a number line stays as the generator drew it: 0 and 1 written as numbers are two levels."""
+    """Whether there are more values than levels may have: such numbers stay as the generator drew them."""
     return bins.ordered and len(bins.map) > MOST_LEVELS + 1
 
 

@@ -89,7 +89,7 @@ class OutcomeLaw:
     def redraw(self, bins: Bins2, rng: np.random.Generator, *, among: int | None = None) -> Bins2:
         """The rows with new targets, which together have the law's moments with the other columns.
 
-        among: rows that are wanted in all, of which these are a block; None: these.
+        among: rows of the whole sample, of which these are a block; None: these.
         """
         p, among, out = self.probabilities(bins), among or len(bins), bins.copy()
         out[:, self.column] = drawn_together(p, self._targets, self.column, bins, rng, among=among)
@@ -128,7 +128,7 @@ class OutcomeLaw:
 def applies(targets: Targets, column: int | None, *, ordered: bool) -> bool:
     """Whether there is a target of few levels, with measured moments, and a system small enough to solve.
 
-    ordered: whether the target is a number, as the generator draws it.
+    ordered: whether the target is a number of many values, whose law stays the generator's.
     """
     if column is None or ordered or not targets.gram.any():
         return False
