@@ -55,10 +55,8 @@ def drawn_together(
                 rows = np.concatenate([leave, enter])
                 keep = np.zeros(len(rows), dtype=np.bool_)
                 keep[Herder(_of_level(features, bins, weight)).select(bins[rows], len(leave), more=MORE)] = True
-                second = np.zeros(len(p), dtype=np.int64)
-                second[at] = again
-                gone = leave[~keep[: len(leave)]]
-                levels[rows[keep]], levels[gone] = level, second[gone]
+                levels[leave] = again[has & ~may]
+                levels[rows[keep]] = level
         open_[level] = 0.0
     return levels
 
